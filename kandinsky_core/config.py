@@ -38,10 +38,6 @@ class DiTConfig:
     """Width of the pooled text vector (CLIP ViT-L/14)."""
     patch_thw: tuple[int, int, int] = (1, 2, 2)
     """Latent cells joined into one token, per axis."""
-    max_text_len: int = 1024
-    """Rows of the text rotary table."""
-    max_grid_thw: tuple[int, int, int] = (128, 128, 128)
-    """Rows of the visual rotary tables."""
 
     def __post_init__(self) -> None:
         if self.model_dim % self.head_dim:
