@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .config import DiTConfig
+from .config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 
 _VIDEO_LITE = DiTConfig(1792, 7168, 512, 2, 32, (16, 24, 24))
 _VIDEO_PRO = DiTConfig(4096, 16384, 1024, 4, 60, (32, 48, 48))
@@ -22,3 +22,15 @@ VARIANTS: dict[str, DiTConfig] = {
     ),
 }
 """Variant name -> dimensions."""
+
+NANO_VIDEO_VAE = VideoVAEConfig(
+    (48, 64, 64), layers_per_block=1, norm_num_groups=16, mid_block_attention=False, patch_size=4
+)
+
+VAES: dict[str, VideoVAEConfig | ImageVAEConfig] = {
+    "hunyuan": VideoVAEConfig(),
+    "flux": ImageVAEConfig(),
+    # trained by this project, see nano/
+    "nano": NANO_VIDEO_VAE,
+}
+"""Autoencoder name -> dimensions."""
