@@ -17,7 +17,7 @@ SUPPORTED = ((3, 11), (3, 12), (3, 13))
 
 
 def _runs(python: str) -> bool:
-    """Whether `python` starts at all and is a supported version (a shim may exist and not start)."""
+    """Whether `python` starts at all (a shim may not) and is a supported version."""
     probe = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:
         result = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=False)

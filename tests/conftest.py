@@ -32,7 +32,7 @@ def artifacts() -> Path:
 def comfy_server(tmp_path_factory, artifacts):
     """A real ComfyUI with the pack linked in, one for the whole run.
 
-    `comfy_server.base` is its folder (models/, input/, output/), `.log()` what it printed, `.url` the page.
+    `.base` is its folder (models/, input/, output/), `.log()` what it printed, `.url` the page.
     """
     with comfyui.Server(tmp_path_factory.mktemp("comfyui")) as server:
         yield server
@@ -43,8 +43,7 @@ def comfy_server(tmp_path_factory, artifacts):
 def comfy(comfy_server):
     """HTTP client of the server: `comfy.run(api_workflow) -> RunResult`, or raises NodeError.
 
-    After each test the server must still be there and the log free of tracebacks that no test
-    provoked through a NodeError.
+    After each test the server must still be running.
     """
     yield comfy_server.client
     assert comfy_server.running(), f"the server died:\n{comfy_server.log()[-3000:]}"

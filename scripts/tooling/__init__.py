@@ -1,1 +1,1 @@
-"""What scripts/manage.py and the tests share: the environment, a real ComfyUI and its HTTP client."""
+"""Shared by scripts/manage.py and the tests: the environment, a real ComfyUI, its HTTP client."""

@@ -36,7 +36,7 @@ class NodeError(RuntimeError):
         self.exception_type = exception_type
 
 
-class Interrupted(RuntimeError):
+class InterruptedRunError(RuntimeError):
     """The run was cancelled."""
 
 
@@ -122,7 +122,7 @@ class Client:
 
         Raises:
             NodeError: If a node failed.
-            Interrupted: If the run was cancelled.
+            InterruptedRunError: If the run was cancelled.
             TimeoutError: If it is not done within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
@@ -150,7 +150,7 @@ class Client:
         """Put a file into the server's input folder; returns the name that LoadImage takes."""
         boundary = "kandinsky5-form-boundary"
         head = (
-            f"--{boundary}\r\nContent-Disposition: form-data; name=\"image\"; "
+            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; '
             f'filename="{path.name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
         )
         tail = (
@@ -188,5 +188,5 @@ def _result(prompt_id: str, entry: dict[str, Any]) -> RunResult:
                 data["exception_type"],
             )
         if kind == "execution_interrupted":
-            raise Interrupted(f"prompt {prompt_id} was cancelled in node {data['node_id']}")
+            raise InterruptedRunError(f"prompt {prompt_id} was cancelled in node {data['node_id']}")
     return RunResult(prompt_id, entry["outputs"], entry)

@@ -13,7 +13,6 @@ import time
 import urllib.error
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from . import environment
 from .client import Client
@@ -123,15 +122,17 @@ class Server:
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
         command += ["--disable-auto-launch", *_device_arguments(interpreter), *self._arguments]
         # A group of its own: Ctrl-C reaches this script alone, which then stops the server.
-        group: dict[str, Any] = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-            if sys.platform == "win32"
-            else {"start_new_session": True}
-        )
+        windows_flags = subprocess.CREATE_NEW_PROCESS_GROUP if sys.platform == "win32" else 0
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONUTF8": "1"}
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                command, cwd=host, env=variables, stdout=log, stderr=subprocess.STDOUT, **group
+                command,
+                cwd=host,
+                env=variables,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                creationflags=windows_flags,
             )
         try:
             self._wait_until_up()
@@ -165,9 +166,7 @@ class Server:
                 return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.25)
-        raise ToolingError(
-            f"ComfyUI did not answer within {BOOT_SECONDS} s:\n{self._last_lines()}"
-        )
+        raise ToolingError(f"ComfyUI did not answer within {BOOT_SECONDS} s:\n{self._last_lines()}")
 
     def _last_lines(self, count: int = 30) -> str:
         return "\n".join(self.log().splitlines()[-count:])

@@ -28,6 +28,11 @@ def python() -> Path:
     return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+def tool(name: str) -> Path:
+    """Return a program of `.venv`, for what `python -m` would run with the root on its path."""
+    return python().with_name(name)
+
+
 def ensure(profile: str) -> Path:
     """Bring `.venv` to `profile` and return its interpreter.
 
