@@ -38,6 +38,8 @@ class DiTConfig:
     """Width of the pooled text vector (CLIP ViT-L/14)."""
     patch_thw: tuple[int, int, int] = (1, 2, 2)
     """Latent cells joined into one token, per axis."""
+    max_grid_thw: tuple[int, int, int] = (128, 128, 128)
+    """Most tokens per axis: the rows of the reference's rotary tables."""
 
     def __post_init__(self) -> None:
         if self.model_dim % self.head_dim:

@@ -20,7 +20,7 @@ MAX_PERIOD = 10000.0
 
 
 def frequencies(count: int, device: torch.device | None = None) -> Tensor:
-    """Return `count` angular frequencies from 1 down towards 1 / MAX_PERIOD, fp32, shape (count,)."""
+    """Angular frequencies from 1 down towards 1 / MAX_PERIOD, fp32, shape (count,)."""
     exponents = torch.arange(count, dtype=torch.float32, device=device) / count
     return torch.exp(-math.log(MAX_PERIOD) * exponents)
 

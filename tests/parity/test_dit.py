@@ -124,8 +124,9 @@ def visual_input(config: DiTConfig, kind: str, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["text_to_video", "image_to_video", "text_to_image", "edit"])
 @pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.usefixtures("keep_fp32_rotation")
 @torch.no_grad()
-def test_velocity_equals_diffusers(kind: str, batch: int, keep_fp32_rotation: None) -> None:
+def test_velocity_equals_diffusers(kind: str, batch: int) -> None:
     config = replace(VARIANTS["debug"], visual_cond=kind != "text_to_image")
     ours, theirs = shared_pair(config)
     latent_thw = (1, 10, 6) if kind in ("text_to_image", "edit") else (3, 6, 10)
