@@ -1,0 +1,1 @@
+"""Training of the nano family and of its larger relatives: data, stages, evaluation."""
