@@ -9,13 +9,22 @@ from .nano import (
     save_nano_text_encoder,
 )
 from .protocol import Task, TextConditioning, TextEncoder
+from .qwen_clip import QwenClipTextEncoder
+from .qwen_clip_load import load_qwen_clip, load_qwen_clip_folder
+from .templates import TEMPLATES, VIDEO_NEGATIVE_PROMPT, Template
 
 __all__ = [
+    "TEMPLATES",
+    "VIDEO_NEGATIVE_PROMPT",
     "NanoTextEncoder",
     "NanoTokenizer",
+    "QwenClipTextEncoder",
     "Task",
+    "Template",
     "TextConditioning",
     "TextEncoder",
     "load_nano_text_encoder",
+    "load_qwen_clip",
+    "load_qwen_clip_folder",
     "save_nano_text_encoder",
 ]

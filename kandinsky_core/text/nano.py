@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import NanoTextConfig
+from ..errors import CheckpointError
 from .protocol import Task, TextConditioning
 
 PAD_ID, UNKNOWN_ID, START_ID = 0, 1, 2
@@ -235,17 +236,17 @@ def load_nano_text_encoder(
         The encoder in evaluation mode.
 
     Raises:
-        ValueError: if the file is not a whole nano text encoder.
+        CheckpointError: if the file is not a whole nano text encoder.
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     description = json.loads(metadata.get(METADATA_KEY, "{}"))
     if description.get("kind") != KIND:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} is not a nano text encoder: its metadata has no {METADATA_KEY!r} entry of "
             f"kind {KIND!r}; use the file that was trained with the transformer"
         )
@@ -255,5 +256,7 @@ def load_nano_text_encoder(
     try:
         encoder.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights that it describes: {error}") from error
+        raise CheckpointError(
+            f"{path} does not hold the weights that it describes: {error}"
+        ) from error
     return encoder.eval()

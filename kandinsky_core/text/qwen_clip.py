@@ -1,0 +1,232 @@
+"""The large models' text encoders: Qwen2.5-VL gives the tokens, CLIP ViT-L/14 the pooled vector.
+
+Source: kandinskylab/kandinsky-5, `kandinsky/models/text_embedders.py` (commit 6e2a805). Tokens are
+Qwen's states after its final norm, cropped as `templates.py` says; the pooled vector is CLIP's
+pooler output of the bare prompt, without its projection. The prompt is not cleaned in any way.
+
+Letters: B batch, L text tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import import_extra
+from .protocol import Task, TextConditioning
+from .templates import END_TAG, IMAGE_TAGS, TASK_TEMPLATES, TEMPLATES
+
+CLIP_LENGTH = 77
+"""Tokens that CLIP reads: the prompt, cut or padded."""
+# of Qwen2.5-VL's preprocessor_config.json
+MIN_IMAGE_PIXELS, MAX_IMAGE_PIXELS = 56 * 56, 12_845_056
+
+
+class QwenClipTextEncoder(nn.Module):
+    """Qwen2.5-VL and CLIP behind the `TextEncoder` protocol.
+
+    `load_qwen_clip` makes one from files. With `offload`, each of the two models is on `device`
+    only while it encodes, so that the transformer finds the memory free; `release` drops both.
+    """
+
+    def __init__(
+        self,
+        qwen: nn.Module,
+        qwen_tokenizer: Any,
+        clip: nn.Module,
+        clip_tokenizer: Any,
+        *,
+        device: torch.device | str | None = None,
+        offload: bool = False,
+    ) -> None:
+        """Takes built models.
+
+        Args:
+            qwen: transformers' `Qwen2_5_VLModel` (the one without the language head).
+            qwen_tokenizer: Its tokenizer.
+            clip: transformers' `CLIPTextModel`.
+            clip_tokenizer: Its tokenizer.
+            device: Where to encode; None is where the weights are at the time.
+            offload: Whether the weights stay where they are now except while they encode.
+        """
+        super().__init__()
+        self.qwen: nn.Module | None = qwen.eval().requires_grad_(False)
+        self.clip: nn.Module | None = clip.eval().requires_grad_(False)
+        self.qwen_tokenizer = qwen_tokenizer
+        self.clip_tokenizer = clip_tokenizer
+        self.device = None if device is None else torch.device(device)
+        self.offload = offload
+        if self.device is not None and not offload:
+            self.to(self.device)
+
+    def release(self) -> None:
+        """Drops the weights of both models; encoding is not possible any more."""
+        self.qwen = self.clip = None
+        _empty_cache(self.device)
+
+    @torch.no_grad()
+    def encode(
+        self, prompts: Sequence[str], *, task: Task = "t2v", images: Tensor | None = None
+    ) -> TextConditioning:
+        """Encodes prompts; see `TextEncoder.encode`.
+
+        Args:
+            prompts: B strings. What exceeds the template's cap is cut off, as in the reference.
+            task: Chooses the template.
+            images: For "i2i" the source images (B or 1, 3, H, W), float in [-1, 1], as the
+                VAE gets them: Qwen sees each at half that size. Other tasks do not look at them.
+
+        Returns:
+            tokens (B, L, 3584), zero where masked, mask, and pooled (B, 768), in the dtype of the
+            weights and on the device where they were encoded.
+
+        Raises:
+            ValueError: if there are no prompts, an edit has no image, or the numbers of prompts
+                and images differ.
+        """
+        if self.qwen is None or self.clip is None:
+            raise ValueError("the text encoder was released; load it again before encoding")
+        if not prompts:
+            raise ValueError("expected at least one prompt, got none")
+        with self._placed(self.qwen) as device:
+            tokens, mask = self._encode_qwen(self.qwen, prompts, task, images, device)
+        with self._placed(self.clip) as device:
+            inputs = self.clip_tokenizer(
+                list(prompts),
+                max_length=CLIP_LENGTH,
+                truncation=True,
+                padding="max_length",
+                return_tensors="pt",
+            ).to(device)
+            pooled = self.clip(**inputs).pooler_output  # (B, 768)
+        return TextConditioning(tokens, mask, pooled)
+
+    def tokenize(
+        self, prompts: Sequence[str], task: Task, image_tokens: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Makes Qwen's input ids, template included.
+
+        Args:
+            prompts: B strings.
+            task: Chooses the template and its cap.
+            image_tokens: For an edit, the number of tokens that each prompt's image takes.
+
+        Returns:
+            ids (B, L) int64 and mask (B, L) bool, padded at the end to the longest.
+        """
+        template = TEMPLATES[TASK_TEMPLATES[task]]
+        texts = [template.fill(prompt) for prompt in prompts]
+        if image_tokens is not None:
+            start, patch, end = IMAGE_TAGS
+            texts = [
+                f"{text}{start}{patch * count}{end}{END_TAG}"
+                for text, count in zip(texts, image_tokens, strict=True)
+            ]
+        limit = None if template.max_tokens is None else template.crop + template.max_tokens
+        rows = [torch.tensor(self.qwen_tokenizer(text)["input_ids"][:limit]) for text in texts]
+        ids = nn.utils.rnn.pad_sequence(
+            rows, batch_first=True, padding_value=self.qwen_tokenizer.pad_token_id
+        )
+        lengths = torch.tensor([len(row) for row in rows])
+        return ids, torch.arange(ids.shape[1]) < lengths[:, None]
+
+    def _encode_qwen(
+        self,
+        qwen: nn.Module,
+        prompts: Sequence[str],
+        task: Task,
+        images: Tensor | None,
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns tokens (B, L, D) after the crop and their mask (B, L)."""
+        image_inputs: dict[str, Tensor] = {}
+        image_tokens = None
+        if TASK_TEMPLATES[task] == "edit":
+            image_inputs, image_tokens = self._image_inputs(prompts, images)
+        ids, mask = self.tokenize(prompts, task, image_tokens)
+        if image_inputs and "mm_token_type_ids" in inspect.signature(qwen.forward).parameters:
+            # transformers 5 wants the image tokens pointed out; 4 finds them by their id
+            patch_id = self.qwen_tokenizer.convert_tokens_to_ids(IMAGE_TAGS[1])
+            image_inputs["mm_token_type_ids"] = (ids == patch_id).int()
+        states = qwen(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device).long(),
+            use_cache=False,
+            **{name: tensor.to(device) for name, tensor in image_inputs.items()},
+        ).last_hidden_state  # (B, L, D), after the final norm
+        crop = TEMPLATES[TASK_TEMPLATES[task]].crop
+        mask = mask[:, crop:].to(device)
+        return states[:, crop:].masked_fill(~mask[..., None], 0), mask
+
+    def _image_inputs(
+        self, prompts: Sequence[str], images: Tensor | None
+    ) -> tuple[dict[str, Tensor], list[int]]:
+        """Returns Qwen's inputs for the images, and how many tokens each takes."""
+        if images is None:
+            raise ValueError(
+                "an edit prompt is encoded together with its source image, got no image; "
+                "connect the image, to the negative prompt too"
+            )
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] not in (1, len(prompts)):
+            raise ValueError(
+                f"source images must have shape ({len(prompts)} or 1, 3, height, width) for "
+                f"{len(prompts)} prompts, got {tuple(images.shape)}"
+            )
+        if any(IMAGE_TAGS[1] in prompt for prompt in prompts):
+            raise ValueError(
+                f"a prompt contains {IMAGE_TAGS[1]}, which marks the place of an image; remove it"
+            )
+        transformers = import_extra("transformers", "text")
+        processor = transformers.Qwen2VLImageProcessor(
+            min_pixels=MIN_IMAGE_PIXELS, max_pixels=MAX_IMAGE_PIXELS
+        )
+        halves = halve_images(images.expand(len(prompts), -1, -1, -1))
+        inputs = processor(images=list(halves), return_tensors="pt")
+        merged = processor.merge_size**2
+        counts = [int(grid.prod()) // merged for grid in inputs["image_grid_thw"]]
+        return dict(inputs), counts
+
+    @contextmanager
+    def _placed(self, module: nn.Module) -> Iterator[torch.device]:
+        """Yields the device where the module is now; with `offload` it is there only meanwhile."""
+        if self.device is None or not self.offload:
+            yield next(module.parameters()).device
+            return
+        home = next(module.parameters()).device
+        weights = [(parameter, parameter.data) for parameter in module.parameters()]
+        module.to(self.device)
+        try:
+            yield self.device
+        finally:
+            # weights are never written, so the copies can be dropped instead of moved back
+            for parameter, data in weights:
+                parameter.data = data
+            module.to(home)  # the buffers; the parameters are there already
+            _empty_cache(self.device)
+
+
+def halve_images(images: Tensor) -> Tensor:
+    """Halves images the way the reference shows them to Qwen: bilinear with antialiasing, 8 bits.
+
+    Args:
+        images: (B, 3, H, W) float in [-1, 1].
+
+    Returns:
+        (B, 3, H // 2, W // 2) uint8, on the CPU.
+    """
+    levels = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255)
+    size = (max(1, images.shape[-2] // 2), max(1, images.shape[-1] // 2))
+    halves = functional.interpolate(levels, size=size, mode="bilinear", antialias=True)
+    return halves.round().to(torch.uint8)
+
+
+def _empty_cache(device: torch.device | None) -> None:
+    """Gives back to the driver what the allocator keeps, so that other models find it free."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.empty_cache()

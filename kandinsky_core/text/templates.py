@@ -1,0 +1,92 @@
+"""The chat templates around a prompt, and how much of the encoded text is kept.
+
+They are part of the interface that the weights were trained with, so they are data and not to be
+improved: spelling, newlines and all. Source: kandinskylab/kandinsky-5,
+`kandinsky/models/text_embedders.py` (commit 6e2a805); checksums are in tests/core/test_text.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from .protocol import Task
+
+TemplateKind = Literal["video", "image", "edit"]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat around a prompt."""
+
+    text: str
+    """The chat; {} stands for the prompt."""
+    crop: int
+    """Leading tokens that are encoded but not kept."""
+    max_tokens: int | None
+    """Most tokens kept after the crop, closing tag included; None keeps all."""
+
+    def fill(self, prompt: str) -> str:
+        """Puts the prompt into the chat."""
+        return self.text.replace("{}", prompt, 1)
+
+
+TEMPLATES: Mapping[TemplateKind, Template] = MappingProxyType(
+    {
+        "video": Template(
+            "<|im_start|>system\n"
+            "You are a promt engineer. Describe the video in detail.\n"
+            "Describe how the camera moves or shakes, describe the zoom and view angle, "
+            "whether it follows the objects.\n"
+            "Describe the location of the video, main characters or objects and their action.\n"
+            "Describe the dynamism of the video and presented actions.\n"
+            "Name the visual style of the video: whether it is a professional footage, "
+            "user generated content, some kind of animation, video game or scren content.\n"
+            "Describe the visual effects, postprocessing and transitions if they are presented "
+            "in the video.\n"
+            "Pay attention to the order of key actions shown in the scene.<|im_end|>\n"
+            "<|im_start|>user\n{}<|im_end|>",
+            crop=129,
+            max_tokens=256,
+        ),
+        "image": Template(
+            "<|im_start|>system\n"
+            "You are a promt engineer. Describe the image by detailing the color, shape, size, "
+            "texture, quantity, text, spatial relationships of the objects and background:"
+            "<|im_end|>\n"
+            "<|im_start|>user\n{}<|im_end|>",
+            crop=41,
+            max_tokens=512,
+        ),
+        # Before the prompt there are 52 tokens, not 55: the reference drops the first three tokens
+        # of every edit prompt, in training too. IMAGE_TAGS and END_TAG follow it.
+        "edit": Template(
+            "<|im_start|>system\n"
+            "You are a promt engineer. Based on the provided source image (first image) and target "
+            "image (second image), create an interesting text prompt that can be used together "
+            "with the source image to create the target image:<|im_end|>\n"
+            "<|im_start|>user\n{}",
+            crop=55,
+            max_tokens=None,
+        ),
+    }
+)
+"""Template kind -> template."""
+
+TASK_TEMPLATES: Mapping[Task, TemplateKind] = MappingProxyType(
+    {"t2v": "video", "i2v": "video", "t2i": "image", "i2i": "edit"}
+)
+"""Task -> template kind. Image-to-video uses the video template and does not see the image."""
+
+IMAGE_TAGS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+"""What stands for an image after an edit prompt; the middle one is repeated for every patch."""
+END_TAG = "<|im_end|>"
+"""Closes an edit prompt, after the image."""
+
+VIDEO_NEGATIVE_PROMPT = (
+    "Static, 2D cartoon, cartoon, 2d animation, paintings, images, worst quality, low quality, "
+    "ugly, deformed, walking backwards"
+)
+"""The reference's default for videos (same in diffusers 0.40.0); for images it is empty."""
