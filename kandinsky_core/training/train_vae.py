@@ -1,0 +1,201 @@
+"""Trains the nano family's video autoencoder on the synthetic world; run with `python -m`.
+
+What it does: small crops around the objects (that is where the detail is), whole frames now and
+then (the group norms see whole frames later), single frames too, because the first latent frame
+stands for one; stars more often than other shapes, their points being what eight-fold compression
+loses first. Loss: absolute and squared error, the same of the edges, a little KL. At the end the
+latents' mean and deviation go into the configuration.
+What it leaves out: adversarial and perceptual losses; the world has no texture to hallucinate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..config import VideoVAEConfig
+from ..distributed import Group, launch
+from ..models import VideoVAE
+from ..variants import NANO_VIDEO_VAE
+from .loop import Loop, LoopSettings, Objective, step_generator
+from .optim import Schedule, make_optimizers
+from .world import Scene, render, sample_scene
+from .world.heldout import is_held_out
+from .world.scene import frame_times, poses, views
+
+KL_WEIGHT = 3e-4
+EDGE_WEIGHT = 0.5
+SHAPE_SHARES = {"star": 0.4, "triangle": 0.25, "square": 0.2, "circle": 0.15}
+OBJECT_COUNT_SHARES = (0.6, 0.25, 0.15)
+
+
+class CropKind(NamedTuple):
+    """One kind of batch."""
+
+    size: int
+    """Side of the rendered frames, pixels."""
+    num_frames: int
+    """Frames of the rendered clip, all of which are used."""
+    crop: int
+    """Side of the square that is cut out, pixels."""
+    batch: int
+    """Crops per process."""
+
+
+CROPS = CropKind(128, 9, 64, 8)
+CROPS_256 = CropKind(256, 9, 64, 8)
+IMAGES = CropKind(128, 1, 128, 16)
+CLIPS = CropKind(128, 17, 128, 1)
+IMAGES_256 = CropKind(256, 1, 256, 4)
+
+CYCLE: tuple[CropKind, ...] = (
+    CROPS, CROPS, IMAGES, CROPS, CROPS_256, CROPS, CLIPS, CROPS, IMAGES, CROPS_256, CROPS, IMAGES_256,
+)  # fmt: skip
+"""Kinds of batches in turn, so that all processes have the same kind at a step."""
+
+
+def sample_training_scene(rng: np.random.Generator) -> Scene:
+    """Draws a scene of one to three objects, star-heavy, that is not held out."""
+    num_objects = 1 + int(rng.choice(3, p=OBJECT_COUNT_SHARES))
+    shape = str(rng.choice(list(SHAPE_SHARES), p=list(SHAPE_SHARES.values())))
+    while True:
+        scene = sample_scene(rng, num_objects=num_objects, shape=shape)
+        if not is_held_out(scene):
+            return scene
+        shape = None if num_objects > 1 else shape
+
+
+def cut_around_object(
+    frames: np.ndarray, scene: Scene, crop: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Cuts the same square out of all frames, near a random object at a random time.
+
+    Args:
+        frames: uint8 (F, size, size, 3).
+        scene: What they show.
+        crop: Side of the square, pixels.
+        rng: Chooses object, time and offset.
+
+    Returns:
+        uint8 (F, crop, crop, 3).
+    """
+    num_frames, size = frames.shape[:2]
+    if crop == size:
+        return frames
+    spec = scene.objects[int(rng.integers(len(scene.objects)))]
+    times = frame_times(num_frames)
+    pose, view = poses(spec, times), views(scene.camera, times)
+    at = int(rng.integers(num_frames))
+    reach = spec.radius * pose.scale[at]  # large objects: look at their edges too
+    offset = rng.uniform(-reach, reach, 2)
+    x = (pose.x[at] + offset[0] - view.x[at]) * view.zoom[at]
+    y = (pose.y[at] + offset[1]) * view.zoom[at]
+    left, top = (
+        int(np.clip(round((centre + 1) * size / 2 - crop / 2), 0, size - crop)) for centre in (x, y)
+    )
+    return frames[:, top : top + crop, left : left + crop]
+
+
+def to_pixels(clips: Sequence[np.ndarray]) -> Tensor:
+    """uint8 clips (F, H, W, 3) to floats (B, 3, F, H, W) in [-1, 1]."""
+    batch = torch.from_numpy(np.stack(clips))
+    return rearrange(batch, "b f h w c -> b c f h w").float() / 127.5 - 1.0
+
+
+def draw_crops(kind: CropKind, rng: np.random.Generator) -> Tensor:
+    """Renders a batch of one kind: (B, 3, F, crop, crop) in [-1, 1]."""
+    clips = []
+    while len(clips) < kind.batch:
+        scene = sample_training_scene(rng)
+        frames = render(scene, kind.size, kind.num_frames)
+        for _ in range(2 if kind.crop < kind.size else 1):
+            clips.append(cut_around_object(frames, scene, kind.crop, rng))
+    return to_pixels(clips[: kind.batch])
+
+
+def reconstruction_loss(reconstruction: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+    """Absolute and squared error of pixels and of edges; both (B, 3, F, H, W)."""
+    error = reconstruction - pixels
+    l1, mse = error.abs().mean(), error.square().mean()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return {"l1": l1, "mse": mse, "edges": edges, "loss": l1 + mse + EDGE_WEIGHT * edges}
+
+
+def vae_losses(vae: VideoVAE, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Losses of a batch of pixels (B, 3, F, H, W) through a sample of the posterior."""
+    mean, logvar = vae.moments(pixels)
+    noise = torch.randn(mean.shape, generator=generator)
+    losses = reconstruction_loss(vae.decode(mean + (0.5 * logvar).exp() * noise), pixels)
+    kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
+    return {**losses, "kl": kl, "loss": losses["loss"] + KL_WEIGHT * kl}
+
+
+def make_objective(vae: VideoVAE, seed: int, rank: int = 0) -> Objective:
+    """The objective of `Loop`: kinds of batches in turn."""
+
+    def objective(step: int) -> Mapping[str, Tensor]:
+        generator = step_generator(seed, step, rank)
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        return vae_losses(vae, draw_crops(CYCLE[step % len(CYCLE)], rng), generator)
+
+    return objective
+
+
+@torch.no_grad()
+def measure_latents(vae: VideoVAE, *, num_clips: int = 48, seed: int = 1) -> VideoVAEConfig:
+    """The autoencoder's configuration with the shift and scale that make its latents standard."""
+    rng = np.random.default_rng(seed)
+    latents = torch.cat(
+        [
+            vae.encode(to_pixels([render(sample_training_scene(rng), 128, 17)])).flatten()
+            for _ in range(num_clips)
+        ]
+    )
+    std, mean = torch.std_mean(latents)
+    return dataclasses.replace(
+        vae.config,
+        scaling_factor=round(1 / std.item(), 5),
+        shift_factor=round(mean.item(), 5),
+    )
+
+
+def train(group: Group, run_dir: Path, num_steps: int, lr: float, seed: int) -> None:
+    """Trains in one process of a group."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.manual_seed(seed)
+    vae = VideoVAE(NANO_VIDEO_VAE)
+    settings = LoopSettings(
+        Schedule(num_steps, warmup=50, decay=num_steps // 3, final=0.02),
+        ema_decay=0.995,
+        save_every=120,
+        log_every=24,
+    )
+    optimizers = make_optimizers(vae, lr, weight_decay=0.0, group=group)
+    objective = make_objective(vae, seed, group.rank)
+    Loop(vae, objective, optimizers, settings, run_dir, group=group).run()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of this stage."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, default=Path("runs/vae"))
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args(arguments)
+    launch(train, args.processes, args.run, args.steps, args.lr, args.seed, threads=1)
+
+
+if __name__ == "__main__":
+    main()

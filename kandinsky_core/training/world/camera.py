@@ -1,0 +1,89 @@
+"""Reads the camera move off the background: a least-squares fit of shift and zoom between the frames."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from .scene import CAMERAS, PAN, ZOOM
+
+_SIDE = 64  # the fit runs at this size: the dots stay several pixels wide, noise averages out
+_RIDGE = 40.0  # pulls the fit to rest when the background shows too little texture to tell
+_ITERATIONS = 4
+
+
+def track_camera(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Fits the view of every frame against the first.
+
+    Args:
+        gray: Luminance, float32 (F, H, W).
+        background: Where no object is, bool (F, H, W).
+
+    Returns:
+        (F, 3): shift x, shift y (screen units, the frame spans [-1, 1]) and log zoom; a point of the
+        world seen at p in the first frame is seen at p * zoom + shift.
+    """
+    images = [
+        cv2.GaussianBlur(cv2.resize(g, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), (0, 0), 1.0)
+        for g in gray
+    ]
+    masks = [
+        cv2.erode(
+            cv2.resize(mask.astype(np.uint8), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA),
+            np.ones((7, 7), np.uint8),
+            borderType=cv2.BORDER_REPLICATE,
+        )
+        for mask in background
+    ]
+    views = np.zeros((len(images), 3))
+    for index in range(1, len(images)):
+        # The moves are steady: starting where the last two frames point keeps the fit in its basin.
+        guess = views[index - 1] + (views[index - 1] - views[index - 2] if index > 1 else 0.0)
+        views[index] = _fit(images[0], masks[0], images[index], masks[index], guess)
+    return views
+
+
+def name_camera(views: np.ndarray) -> str:
+    """The camera move that a track of views (F, 3) shows."""
+    last = views[-2:].mean(axis=0)
+    pan, zoom = last[0] / PAN, last[2] / math.log(ZOOM)
+    still, pan_left, pan_right, zoom_in, zoom_out = CAMERAS
+    if max(abs(pan), abs(zoom)) < 0.4:
+        return still
+    if abs(pan) > abs(zoom):
+        return pan_left if pan > 0 else pan_right
+    return zoom_in if zoom > 0 else zoom_out
+
+
+def _fit(
+    first: np.ndarray, first_mask: np.ndarray, image: np.ndarray, mask: np.ndarray, guess: np.ndarray
+) -> np.ndarray:
+    """Gauss-Newton for the (shift x, shift y, log zoom) that carries ``first`` to ``image``."""
+    half = _SIDE / 2
+    axis = (np.arange(_SIDE) + 0.5) / half - 1
+    x, y = np.meshgrid(axis, axis)
+    grad_y, grad_x = np.gradient(first, 1 / half)
+    columns = np.stack([grad_x, grad_y, grad_x * x + grad_y * y, np.ones_like(x)], axis=-1)
+    view = guess.copy()
+    for _ in range(_ITERATIONS):
+        zoom = math.exp(view[2])
+        # Pixel i lies at (i + 0.5) / half - 1.
+        shift = half * (view[:2] + 1 - zoom) + 0.5 * zoom - 0.5
+        matrix = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        warped = cv2.warpAffine(image, matrix, (_SIDE, _SIDE), flags=flags)
+        valid = cv2.warpAffine(mask, matrix, (_SIDE, _SIDE), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
+        rows = (valid > 0) & (first_mask > 0)
+        if rows.sum() < _SIDE:
+            return view
+        a, b = columns[rows], (first - warped)[rows]
+        normal = a.T @ a
+        # The ridge is in grey levels squared per pixel of shift: scaled like the gradients.
+        normal[:3, :3] += np.eye(3) * _RIDGE * half**2
+        step = np.linalg.solve(normal, a.T @ b - np.append(view * 0.0, 0.0))
+        view = view + step[:3] * np.array([zoom, zoom, 1.0])
+        if np.abs(step[:3]).max() < 2e-4:
+            break
+    return view
