@@ -256,7 +256,8 @@ def load_nano_text_encoder(
     try:
         encoder.load_state_dict(state, assign=True)
     except RuntimeError as error:
+        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{path} does not hold the weights that it describes: {error}"
+            f"{path} does not hold the weights that it describes: {reason}"
         ) from error
     return encoder.eval()
