@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,10 +63,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _end_like_ctrl_c(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Run one verb; returns the exit code."""
     if sys.version_info[:2] not in SUPPORTED:
         _restart_with_supported_python()
+    # A closed terminal or a plain kill must stop the server too.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end_like_ctrl_c)
     from tooling import checks, comfyui, demo, environment
 
     arguments = _parser().parse_args()

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import sync_playwright
+
 from tooling import checks
 from tooling.comfyui import PACK
 

@@ -1,0 +1,48 @@
+"""What an installer reads: pyproject.toml, requirements.txt, constraints.txt."""
+
+from __future__ import annotations
+
+import re
+
+import tomllib
+
+from tooling.environment import CONSTRAINTS, EXTRAS, HOST_REQUIREMENTS, ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def lines(path):
+    found = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in found if line]
+
+
+def name_of(requirement):
+    match = re.match(r"[A-Za-z0-9_.-]+", requirement)
+    assert match, requirement
+    return match[0].lower().replace("_", "-")
+
+
+def test_requirements_for_comfyui_are_those_of_the_core_less_torch():
+    needed = PROJECT["project"]["dependencies"]
+    assert lines(ROOT / "requirements.txt") == [r for r in needed if name_of(r) != "torch"]
+
+
+def test_everything_that_set_up_installs_has_one_pinned_version():
+    pinned = {name_of(line): line for line in lines(CONSTRAINTS)}
+    assert all(re.fullmatch(r"[^=<>~]+==[^=<>~]+", line) for line in pinned.values())
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = {name_of(r) for group in extras.values() for r in group}
+    wanted |= {name_of(r) for r in PROJECT["project"]["dependencies"] + lines(HOST_REQUIREMENTS)}
+    with_host = {name_of(line) for line in lines(HOST_REQUIREMENTS) if "==" in line}
+    assert wanted - {"kandinsky-core"} <= set(pinned) | with_host
+
+
+def test_set_up_names_extras_that_exist():
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert {name for names in EXTRAS.values() for name in names.split(",")} <= set(extras)
+
+
+def test_registry_name_and_comfy_table():
+    assert "comfyui" not in PROJECT["project"]["name"].lower()
+    assert PROJECT["tool"]["comfy"]["requires-comfyui"] == ">=0.3.75"
+    assert PROJECT["tool"]["comfy"]["DisplayName"] == "Kandinsky 5"
