@@ -2,5 +2,8 @@
 
 from .dit import CrossDiT
 from .ops import Ops, TorchOps
+from .tiling import TilePlan, plan_tiles
+from .vae_image import ImageVAE
+from .vae_video import VideoVAE
 
-__all__ = ["CrossDiT", "Ops", "TorchOps"]
+__all__ = ["CrossDiT", "ImageVAE", "Ops", "TilePlan", "TorchOps", "VideoVAE", "plan_tiles"]

@@ -1,0 +1,158 @@
+"""Run an autoencoder tile by tile, blend the seams, and hand out the result span by span of time.
+
+Where two tiles overlap, the later one fades in linearly: 0, 1/n, ..., (n-1)/n over the n cells they share.
+Differs: where four tiles meet, the weights here are the product of the two ramps, while Diffusers fades
+one of the ramps twice. Everywhere else the numbers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise, product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .tiling import Span, TilePlan
+from .vae_causal import FactorTHW
+
+OnTile = Callable[[int, int], None]
+"""on_tile(done, total), called after every tile; may raise to cancel."""
+
+
+class Tile(NamedTuple):
+    """Latent cells of one tile."""
+
+    time: Span
+    height: Span
+    width: Span
+
+
+class _TileTooLarge(Exception):
+    """Memory ran out; the cause is the error that said so."""
+
+
+def run_tiles(
+    run: Callable[[Tile], Tensor],
+    plan: TilePlan,
+    factor_thw: FactorTHW,
+    on_tile: OnTile | None = None,
+) -> Iterator[Tensor]:
+    """Run every tile of a plan; where memory runs out, go on with smaller tiles.
+
+    Args:
+        run: Gives the output (B, C, f, H, W) of a tile.
+        plan: The tiles.
+        factor_thw: Output cells per latent cell (in time: after the first frame).
+        on_tile: Progress.
+
+    Yields:
+        Output (B, C, f, H, W), every frame once and in order.
+    """
+    factor_t = factor_thw[0]
+    tail: Tensor | None = None  # last frames of the span before, which this one fades in over
+    index = finished = 0
+    while index < len(plan.time):
+        total = finished + (len(plan.time) - index) * plan.tiles_per_span
+        try:
+            chunk = _run_span(run, plan, index, factor_thw, on_tile, finished, total)
+        except _TileTooLarge as error:
+            smaller = plan.shrink(index)
+            if smaller is None:
+                raise error.__cause__ from None  # type: ignore[misc]
+            plan = smaller
+            continue
+        if tail is not None:
+            shared = tail.shape[2]
+            ramp = torch.arange(shared, device=chunk.device, dtype=chunk.dtype) / shared
+            chunk[:, :, :shared] = torch.lerp(tail, chunk[:, :, :shared], ramp.view(-1, 1, 1))
+        if index + 1 < len(plan.time):
+            keep = _first_frame(plan.time[index + 1], factor_t) - _first_frame(
+                plan.time[index], factor_t
+            )
+            tail = chunk[:, :, keep:].clone()
+            chunk = chunk[:, :, :keep]
+        index += 1
+        finished += plan.tiles_per_span
+        yield chunk
+
+
+def _first_frame(span: Span, factor_t: int) -> int:
+    """Index of the first output frame that a span of time accounts for.
+
+    All spans but the first begin with a latent frame that is there for its past only.
+    """
+    return span.start * factor_t + 1 if span.start else 0
+
+
+def _run_span(
+    run: Callable[[Tile], Tensor],
+    plan: TilePlan,
+    index: int,
+    factor_thw: FactorTHW,
+    on_tile: OnTile | None,
+    finished: int,
+    total: int,
+) -> Tensor:
+    """Run the tiles of one span of time and blend them in space."""
+    time = plan.time[index]
+    _, factor_h, factor_w = factor_thw
+    out: Tensor | None = None
+    tiles = product(
+        zip(plan.height, _overlaps(plan.height), strict=True),
+        zip(plan.width, _overlaps(plan.width), strict=True),
+    )
+    for count, ((height, shared_h), (width, shared_w)) in enumerate(tiles, start=finished + 1):
+        part = _guarded(run, Tile(time, height, width))
+        if time.start:
+            part = part[:, :, 1:]
+        if plan.tiles_per_span == 1:
+            out = part
+        else:
+            if out is None:
+                rows, columns = plan.height[-1].stop * factor_h, plan.width[-1].stop * factor_w
+                out = part.new_zeros(*part.shape[:3], rows, columns)
+            fade_h, fade_w = (
+                _fade(length, *(cells * factor for cells in shared), like=part)
+                for length, shared, factor in zip(
+                    part.shape[3:], (shared_h, shared_w), (factor_h, factor_w), strict=True
+                )
+            )
+            area = out[:, :, :, height.scaled(factor_h), width.scaled(factor_w)]
+            area.addcmul_(part, fade_h.unsqueeze(1) * fade_w)
+        del part
+        if on_tile is not None:
+            on_tile(count, total)
+    assert out is not None, plan
+    return out
+
+
+def _overlaps(spans: Sequence[Span]) -> list[tuple[int, int]]:
+    """Cells that each span shares with the one before it and with the one after."""
+    shared = [0, *(before.stop - after.start for before, after in pairwise(spans)), 0]
+    return list(pairwise(shared))
+
+
+def _fade(length: int, lead: int, trail: int, *, like: Tensor) -> Tensor:
+    """Weights (length,): rising over the first `lead` cells, falling over the last `trail`."""
+    weights = torch.ones(length, dtype=like.dtype, device=like.device)
+    weights[:lead] *= torch.arange(lead).to(weights) / max(lead, 1)
+    weights[length - trail :] *= 1 - torch.arange(trail).to(weights) / max(trail, 1)
+    return weights
+
+
+def _guarded(run: Callable[[Tile], Tensor], tile: Tile) -> Tensor:
+    try:
+        return run(tile)
+    except (RuntimeError, MemoryError) as error:
+        if _is_out_of_memory(error):
+            raise _TileTooLarge from error
+        raise
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()  # CPU and other back ends raise a plain RuntimeError
+    return "out of memory" in text or "can't allocate memory" in text
