@@ -1,0 +1,26 @@
+"""Weight files: what they are, loading them, saving them."""
+
+from .header import read_header
+from .identify import describe_metadata, identify
+from .info import CheckpointInfo
+from .load import (
+    Checkpoint,
+    load_text_encoder_nano,
+    load_transformer,
+    load_vae,
+    open_checkpoint,
+)
+from .save import save_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointInfo",
+    "describe_metadata",
+    "identify",
+    "load_text_encoder_nano",
+    "load_transformer",
+    "load_vae",
+    "open_checkpoint",
+    "read_header",
+    "save_checkpoint",
+]

@@ -1,0 +1,110 @@
+"""Which model a list of tensor names belongs to: ours, or one that users mistake for it.
+
+A signature is a tensor name that only one layout has. What stands before it in a file is that
+file's prefix ("model.diffusion_model.", "transformer.", "vae."...), so prefixes need no list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from .header import Component
+
+Layout = Literal["diffusers", "original"]
+
+
+class Family(NamedTuple):
+    """A layout of tensor names that can be loaded."""
+
+    name: str
+    component: Component
+    signature: str
+    layout: Layout = "diffusers"
+
+
+KNOWN: tuple[Family, ...] = (
+    Family(
+        "kandinsky5", "transformer", "visual_transformer_blocks.0.cross_attention.to_key.weight"
+    ),
+    Family("video_vae", "vae", "decoder.up_blocks.0.resnets.0.conv1.conv.weight"),
+    Family("video_vae", "vae", "decoder.up.0.block.0.conv1.conv.weight", "original"),
+    Family("image_vae", "vae", "decoder.up_blocks.0.resnets.0.conv1.weight"),
+    Family("image_vae", "vae", "decoder.up.0.block.0.conv1.weight", "original"),
+    Family("nano", "text_encoder", "layers.0.feed_forward_in.weight"),
+    Family("qwen2.5-vl", "text_encoder", "visual.blocks.0.attn.qkv.weight"),
+    Family("clip", "text_encoder", "text_model.encoder.layers.0.self_attn.q_proj.weight"),
+)
+
+# (what it is, signatures of its layouts); the first that matches decides
+FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("a Wan transformer", ("blocks.0.cross_attn.q.weight", "condition_embedder.time_proj.weight")),
+    (
+        "a HunyuanVideo transformer",
+        (
+            "txt_in.individual_token_refiner.blocks.0.norm1.weight",
+            "context_embedder.token_refiner.refiner_blocks.0.norm1.weight",
+        ),
+    ),
+    (
+        "a FLUX transformer",
+        (
+            "double_blocks.0.img_attn.norm.key_norm.scale",
+            "single_transformer_blocks.0.proj_mlp.weight",
+        ),
+    ),
+    ("a Qwen-Image transformer", ("transformer_blocks.0.img_mod.1.weight",)),
+    (
+        "an LTX-Video transformer",
+        ("patchify_proj.weight", "transformer_blocks.0.scale_shift_table"),
+    ),
+    ("a Stable Diffusion 3 transformer", ("joint_blocks.0.x_block.attn.qkv.weight",)),
+    (
+        "a Stable Diffusion or Kandinsky 2 UNet",
+        ("input_blocks.0.0.weight", "down_blocks.1.attentions.0.proj_in.weight"),
+    ),
+    (
+        "a Wan VAE",
+        ("decoder.middle.0.residual.0.gamma", "decoder.mid_block.resnets.0.norm1.gamma"),
+    ),
+    ("a T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
+    ("a language model", ("layers.0.self_attn.q_proj.weight",)),
+)
+
+_LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lokr_w1", ".hada_w1_a")
+
+
+def find_known(names: Iterable[str]) -> list[tuple[Family, str]]:
+    """The families whose signature is among the names, each with the prefix it stands under.
+
+    A plain name beats a prefixed one, because a network may hold another's names deeper down.
+    """
+    names = list(names)
+    found = []
+    for family in KNOWN:
+        prefixes = [
+            prefix for name in names if (prefix := _prefix(name, family.signature)) is not None
+        ]
+        if prefixes:
+            found.append((family, min(prefixes, key=len)))
+    return found
+
+
+def find_foreign(names: Iterable[str]) -> str | None:
+    """What other model the names belong to, with its article, or None."""
+    names = list(names)
+    for what, signatures in FOREIGN:
+        if any(_prefix(name, signature) is not None for name in names for signature in signatures):
+            return what
+    return None
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether the names are those of a LoRA or a like adapter rather than of a model."""
+    return any(mark in name for name in names for mark in _LORA_MARKS)
+
+
+def _prefix(name: str, signature: str) -> str | None:
+    if name == signature:
+        return ""
+    return name[: -len(signature)] if name.endswith("." + signature) else None

@@ -1,0 +1,282 @@
+"""Say what a weight file is from its header alone; no tensor is read.
+
+The weights tell the size of the network. Task, clip length and training stage leave no trace in
+them, so those come from our own metadata, else from the name of the file or its folders, else
+from a Diffusers config.json, else from a default; `CheckpointInfo.sources` says which.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..config import DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
+from ..errors import CheckpointError
+from ..settings import DEFAULT_RELEASES, RELEASES, Release, SamplingSettings, find_settings
+from .families import Family, find_foreign, find_known, is_lora
+from .header import DTYPES, Component, Header, TensorEntry, read_header
+from .infer import dit_config, matching_variant, vae_mismatch
+from .info import CheckpointInfo, Config, facts_in_name
+
+METADATA_KEY = "kandinsky_core"
+"""Metadata entry of our own files: JSON with config and, for transformers, task and stage."""
+
+_CLOSEST_VARIANT = {
+    "t2v": "video_lite",
+    "i2v": "video_lite",
+    "t2i": "image_lite",
+    "i2i": "image_edit",
+}
+_NAMES_SEARCHED = 4  # a Diffusers folder in a download cache is three levels above its weights
+_Config = TypeVar("_Config", DiTConfig, VideoVAEConfig, ImageVAEConfig, NanoTextConfig)
+
+
+def identify(path: str | Path, *, component: Component | None = None) -> CheckpointInfo:
+    """Identify a checkpoint from its header.
+
+    Args:
+        path: A .safetensors file, an index of shards, or a folder (Diffusers' too).
+        component: The part wanted, where the file or folder holds several; None prefers the
+            transformer.
+
+    Returns:
+        What it is, and where each fact comes from.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of another format, or of another model.
+    """
+    header = read_header(path, component or "transformer")
+    family, prefix = _find_family(header, component)
+    tensors = strip_prefix(header.tensors, prefix)
+    described = _our_metadata(header)
+
+    variant, config, sources = _dimensions(header, family, tensors, described)
+    release: Release | None = None
+    settings: SamplingSettings | None = None
+    if family.component == "transformer":
+        release, settings, release_sources = _release(header.path, variant, config, described)
+        sources |= release_sources
+    return CheckpointInfo(
+        path=header.path,
+        kind=family.component,
+        variant=variant,
+        config=config,
+        release=release,
+        settings=settings,
+        dtype=_main_dtype(tensors),
+        num_parameters=sum(entry.size for entry in tensors.values()),
+        prefix=prefix,
+        family=family,
+        header=header,
+        sources=sources,
+    )
+
+
+def describe_metadata(config: Config, **facts: str | int | None) -> dict[str, str]:
+    """Metadata for a file of our own, which `identify` reads back.
+
+    Args:
+        config: Dimensions of the network.
+        **facts: For transformers: variant, task, seconds, stage; anything else is kept.
+
+    Returns:
+        What safetensors takes as metadata.
+    """
+    return {METADATA_KEY: json.dumps({"config": asdict(config), **facts}, ensure_ascii=False)}
+
+
+def strip_prefix(tensors: Mapping[str, TensorEntry], prefix: str) -> dict[str, TensorEntry]:
+    """The entries under `prefix`, without it; others belong to other parts of a model."""
+    return {
+        name.removeprefix(prefix): entry
+        for name, entry in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _find_family(header: Header, component: Component | None) -> tuple[Family, str]:
+    names, path = header.tensors.keys(), header.path
+    if is_lora(names):
+        raise CheckpointError(
+            f"{path} is a LoRA, not a whole model: load the model it belongs to, then the LoRA."
+        )
+    wanted = component or "transformer"
+    known = find_known(names)
+    for family, prefix in known:
+        if family.component == wanted:
+            return family, prefix
+    # a file of another model may hold a VAE that looks like ours: the model decides
+    if foreign := find_foreign(names) if not _is_language_model(known) else None:
+        raise CheckpointError(
+            f"{path} is {foreign}: expected a Kandinsky 5 {wanted.replace('_', ' ')}."
+        )
+    if known and component is None:
+        return known[0]
+    if known:
+        found = known[0][0]
+        raise CheckpointError(
+            f"{path} is a {found.component.replace('_', ' ')} ({found.name}): "
+            f"expected a {wanted.replace('_', ' ')}; give it to the loader for that part."
+        )
+    first = ", ".join(sorted(names)[:2])
+    raise CheckpointError(
+        f"{path} is not a model this package knows (its tensors begin with {first}): "
+        f"expected a Kandinsky 5 {wanted.replace('_', ' ')}."
+    )
+
+
+def _is_language_model(known: list[tuple[Family, str]]) -> bool:
+    # Qwen2.5-VL and CLIP have the names of any language model among theirs
+    return any(family.component == "text_encoder" for family, _ in known)
+
+
+def _our_metadata(header: Header) -> dict[str, Any]:
+    try:
+        described = json.loads(header.metadata.get(METADATA_KEY, "{}"))
+    except ValueError:
+        described = None
+    if not isinstance(described, dict):
+        raise CheckpointError(
+            f"{header.path} has an unreadable {METADATA_KEY!r} entry in its metadata: "
+            "expected a JSON object; save the file again."
+        )
+    return described
+
+
+def _dimensions(
+    header: Header,
+    family: Family,
+    tensors: Mapping[str, TensorEntry],
+    described: Mapping[str, Any],
+) -> tuple[str, Config | None, dict[str, str]]:
+    """Variant, config and their sources."""
+    shapes = {name: entry.shape for name, entry in tensors.items()}
+    stated = described.get("config")
+    if family.component == "text_encoder":
+        config = _parse_config(header, NanoTextConfig, stated) if stated else None
+        return family.name, config, {"variant": "tensor names", "config": "metadata"}
+    if family.component == "vae":
+        kind = VideoVAEConfig if family.name == "video_vae" else ImageVAEConfig
+        vae_config = _parse_config(header, kind, stated) if stated else kind()
+        if mismatch := vae_mismatch(shapes, family, vae_config):
+            raise CheckpointError(
+                f"{header.path} is not a VAE of the Kandinsky 5 family: it has {mismatch}."
+            )
+        source = "metadata" if stated else "tensor names and shapes"
+        return family.name, vae_config, {"variant": "tensor names", "config": source}
+
+    measured = _measure_dit(header, shapes)
+    if not stated:
+        variant = matching_variant(measured)
+        if variant is None:
+            raise CheckpointError(
+                f"{header.path} is built like Kandinsky 5 but of no known size: it is "
+                f"{measured.model_dim} wide with {measured.num_visual_blocks} visual blocks; "
+                "expected one of the released sizes, or a file whose metadata describes it."
+            )
+        return variant, measured, {"variant": "weights", "config": "weights"}
+    config = _parse_config(header, DiTConfig, stated)
+    for name, value in asdict(config).items():
+        # patch and tables are not in the weights; what is must agree
+        if name not in ("max_text_len", "max_grid_thw") and getattr(measured, name) != value:
+            raise CheckpointError(
+                f"{header.path} contradicts itself: its metadata says {name} {value}, "
+                f"its weights {getattr(measured, name)}; save it again."
+            )
+    variant = matching_variant(config) or "custom"
+    return variant, config, {"variant": "weights", "config": "metadata"}
+
+
+def _measure_dit(header: Header, shapes: Mapping[str, tuple[int, ...]]) -> DiTConfig:
+    try:
+        return dit_config(shapes)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{header.path} lacks the tensor {error.args[0]}, without which its size cannot be "
+            "told: download it again."
+        ) from error
+    except (ValueError, IndexError, TypeError) as error:
+        raise CheckpointError(
+            f"{header.path} is built like Kandinsky 5 but does not fit together: {error}."
+        ) from error
+
+
+def _parse_config(header: Header, kind: type[_Config], stated: Mapping[str, Any]) -> _Config:
+    try:
+        # JSON has no tuples
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{header.path} has metadata that is no {kind.__name__} ({error}): it may come from "
+            "a newer version of this package; update, or save it again."
+        ) from error
+
+
+def _release(
+    path: Path, variant: str, config: Config | None, described: Mapping[str, Any]
+) -> tuple[Release, SamplingSettings, dict[str, str]]:
+    """What a transformer was trained for, its settings, and the sources of both."""
+    row = variant
+    if variant not in DEFAULT_RELEASES:
+        assert isinstance(config, DiTConfig)
+        fallback = "video_lite" if config.visual_cond else "image_lite"
+        row = _CLOSEST_VARIANT.get(described.get("task", ""), fallback)
+    default = DEFAULT_RELEASES[row]
+    evidence: list[tuple[str, Mapping[str, Any]]] = [("metadata", described)]
+    evidence += [(f"the name {name!r}", facts_in_name(name)) for name in _names(path)]
+    evidence.append(("config.json", _facts_in_diffusers_config(path, row)))
+
+    values, sources = default._asdict(), {}
+    for fact in ("task", "seconds", "stage"):
+        allowed = {getattr(release, fact) for release in RELEASES if release.variant == row}
+        sources[fact] = "default"
+        for source, facts in evidence:
+            if facts.get(fact) in allowed and facts.get(fact) is not None:
+                values[fact], sources[fact] = facts[fact], source
+                break
+    release = Release(**values)
+    settings, used = find_settings(release)
+    sources["settings"] = "table" if used == release else f"table, nearest row {tuple(used)}"
+    return release, settings, sources
+
+
+def _names(path: Path) -> list[str]:
+    """Names that may speak of a checkpoint, nearest first: its own, then folders named for us."""
+    path = path.absolute()
+    own = path.name if path.is_dir() else path.name.split(".safetensors")[0]
+    above = [parent.name for parent in list(path.parents)[: _NAMES_SEARCHED - 1]]
+    return [own, *(name for name in above if "kandinsky" in name.lower())]
+
+
+def _facts_in_diffusers_config(path: Path, variant: str) -> dict[str, Any]:
+    """The clip length that a Diffusers config.json betrays by its attention settings."""
+    folder = path if path.is_dir() else path.parent
+    candidates = (folder / "transformer" / "config.json", folder / "config.json")
+    for file in candidates if path.is_dir() else candidates[1:]:
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            if config.get("attention_type") != "nabla":
+                continue
+            p = config["attention_P"]
+        except (OSError, ValueError, KeyError, AttributeError):
+            continue  # it only adds to what the weights say
+        for release, settings in RELEASES.items():
+            classes = (settings, settings.larger)
+            if release.variant == variant and any(
+                row and row.attention == "nabla" and row.nabla_p == p for row in classes
+            ):
+                return {"seconds": release.seconds}
+    return {}
+
+
+def _main_dtype(tensors: Mapping[str, TensorEntry]) -> torch.dtype:
+    sizes: Counter[str] = Counter()
+    for entry in tensors.values():
+        sizes[entry.dtype] += entry.size
+    return DTYPES.get(sizes.most_common(1)[0][0], torch.uint8)

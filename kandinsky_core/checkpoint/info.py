@@ -1,0 +1,156 @@
+"""What is known of a checkpoint, and how to say it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
+from ..settings import Release, SamplingSettings, Stage, Task, find_settings
+from .families import Family
+from .header import Component, Header
+
+Config = DiTConfig | VideoVAEConfig | ImageVAEConfig | NanoTextConfig
+
+_NEEDS = {
+    "video_lite": "text encoders Qwen2.5-VL-7B and CLIP ViT-L/14, HunyuanVideo's VAE",
+    "video_pro": "text encoders Qwen2.5-VL-7B and CLIP ViT-L/14, HunyuanVideo's VAE",
+    "image_lite": "text encoders Qwen2.5-VL-7B and CLIP ViT-L/14, FLUX.1's VAE",
+    "image_edit": "text encoders Qwen2.5-VL-7B and CLIP ViT-L/14, FLUX.1's VAE",
+    "nano": "nano's text encoder and VAE, which come with this package",
+}
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a file or folder of weights is."""
+
+    path: Path
+    """What the user gave."""
+    kind: Component
+    """Part of a model."""
+    variant: str
+    """Row of `variants.py`, "custom", or the family of a VAE or text encoder."""
+    config: Config | None
+    """Dimensions; None for the large text encoders, which bring their own."""
+    release: Release | None
+    """Variant, task, clip length and stage of a transformer; None for other parts."""
+    settings: SamplingSettings | None
+    """How to sample with a transformer."""
+    dtype: torch.dtype
+    """What most of the weights are stored in."""
+    num_parameters: int
+    """Elements of all tensors under the prefix."""
+    prefix: str
+    """What stands before the network's own names in the file."""
+    family: Family
+    """Layout of the names."""
+    header: Header = field(repr=False)
+    """The file's header."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Fact -> where it comes from: the weights, metadata, a name, or a default."""
+
+    @property
+    def task(self) -> Task | None:
+        """What a transformer is for."""
+        return self.release.task if self.release else None
+
+    @property
+    def seconds(self) -> int | None:
+        """Clip length of a released video transformer."""
+        return self.release.seconds if self.release else None
+
+    @property
+    def stage(self) -> Stage | None:
+        """Training stage of a transformer."""
+        return self.release.stage if self.release else None
+
+    def settings_for(self, task: Task) -> SamplingSettings:
+        """Settings of a transformer used for another task, as nano and I2V weights may be."""
+        assert self.release is not None, "only transformers have settings"
+        return find_settings(self.release._replace(task=task))[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same facts as plain values, for JSON."""
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "variant": self.variant,
+            "layout": self.family.layout,
+            "prefix": self.prefix,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "num_parameters": self.num_parameters,
+            "task": self.task,
+            "seconds": self.seconds,
+            "stage": self.stage,
+            "config": asdict(self.config) if self.config else None,
+            "settings": asdict(self.settings) if self.settings else None,
+            "sources": dict(self.sources),
+        }
+
+    def describe(self) -> str:
+        """Several lines for a reader: what it is, how that is known, what it needs."""
+        billions, dtype = self.num_parameters / 1e9, str(self.dtype).removeprefix("torch.")
+        lines = [
+            str(self.path),
+            f"  {self.variant} {self.kind}, {billions:.3g} billion parameters in {dtype}, "
+            f"{self.family.layout} names" + (f" under {self.prefix!r}" if self.prefix else ""),
+        ]
+        for name in ("task", "seconds", "stage"):
+            if getattr(self, name) is not None:
+                lines.append(f"  {name} {getattr(self, name)} (from {self.sources[name]})")
+        classes = [self.settings] if self.settings else []
+        while classes and classes[-1].larger:
+            classes.append(classes[-1].larger)
+        lines += [f"  {_describe_settings(settings)}" for settings in classes]
+        if self.variant in _NEEDS and self.kind == "transformer":
+            lines.append(f"  needs {_NEEDS[self.variant]}")
+        return "\n".join(lines)
+
+
+def _describe_settings(settings: SamplingSettings) -> str:
+    height, width = settings.default_size
+    attention = settings.attention
+    if attention == "nabla":
+        attention = f"NABLA attention with P {settings.nabla_p:g}"
+    else:
+        attention = "dense attention"
+    rope = ", ".join(f"{scale:g}" for scale in settings.rope_scale)
+    frames = f" x {settings.num_frames} frames at {settings.fps} fps" * (settings.num_frames > 1)
+    return (
+        f"made for {height}x{width}{frames}: {settings.num_steps} steps, guidance "
+        f"{settings.guidance_scale:g}, shift {settings.shift:g}, RoPE scale {rope}, {attention}"
+    )
+
+
+def facts_in_name(name: str) -> dict[str, str | int]:
+    """Read task, seconds and stage off the name of a file or folder.
+
+    Args:
+        name: E.g. "kandinsky5lite_t2v_distilled16steps_10s" or
+            "Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers".
+
+    Returns:
+        Those of "task", "seconds" and "stage" that the name tells.
+    """
+    name = name.lower()
+    facts: dict[str, str | int] = {}
+    if match := re.search(r"(?<![a-z0-9])([ti]2[vi])(?![a-z0-9])", name):
+        facts["task"] = match[1]
+    if match := re.search(r"(?<![a-z0-9])(\d+)s(?![a-z0-9])", name):
+        facts["seconds"] = int(match[1])
+    for mark, stage in (
+        ("distil", "distilled"),
+        ("nocfg", "nocfg"),
+        ("pretrain", "pretrain"),
+        ("sft", "sft"),
+    ):
+        if mark in name:
+            facts["stage"] = stage
+            break
+    return facts

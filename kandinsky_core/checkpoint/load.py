@@ -1,0 +1,283 @@
+"""Bring weights from a file into a network without a second copy of them in memory.
+
+The network is built on the meta device, and each tensor of the file is put in its place as it
+is read. On the CPU in the file's own dtype the weights are the file itself, memory-mapped; with
+a dtype or a device there is one copy, made tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..config import DiTConfig, ImageVAEConfig, VideoVAEConfig
+from ..errors import CheckpointError
+from ..models import CrossDiT, ImageVAE, TorchOps, VideoVAE
+from ..text import NanoTextEncoder, load_nano_text_encoder
+from .header import DTYPES, Component, TensorEntry
+from .identify import identify, strip_prefix
+from .info import CheckpointInfo
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The tensors of a file or of several shards, read when they are asked for.
+
+    Names are without the file's prefix. On the CPU a tensor is a view of the memory-mapped file.
+    """
+
+    def __init__(self, info: CheckpointInfo, device: torch.device | str = "cpu") -> None:
+        """Take what `identify` found; no file is opened yet.
+
+        Args:
+            info: What the checkpoint is.
+            device: Where tensors are put.
+        """
+        self.info = info
+        self.entries: dict[str, TensorEntry] = strip_prefix(info.header.tensors, info.prefix)
+        self._device = str(device)
+        self._open: dict[Path, Any] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{entry.file} holds {name} in the format {entry.dtype}, which is not supported: "
+                "use a file in bf16, fp16, fp32 or fp8."
+            )
+        try:
+            if entry.file not in self._open:
+                self._open[entry.file] = safe_open(entry.file, "pt", device=self._device)
+            return self._open[entry.file].get_tensor(self.info.prefix + name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{entry.file} cannot be read at {name} ({error}): download it again."
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files; tensors already read stay valid."""
+        self._open.clear()
+
+
+def open_checkpoint(
+    path: str | Path,
+    *,
+    component: Component | None = None,
+    device: torch.device | str = "cpu",
+) -> Checkpoint:
+    """Identify a checkpoint and give its tensors by name.
+
+    Args:
+        path: A .safetensors file, an index of shards, or a folder (Diffusers' too).
+        component: The part wanted, where there are several.
+        device: Where tensors are put.
+
+    Returns:
+        A mapping from names without prefix to tensors, with the findings in `info`.
+
+    Raises:
+        CheckpointError: See `identify`.
+    """
+    return Checkpoint(identify(path, component=component), device)
+
+
+def load_transformer(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    ops: Any = TorchOps,
+) -> tuple[CrossDiT, CheckpointInfo]:
+    """Load a transformer for inference.
+
+    Args:
+        path: A .safetensors file, an index of shards, or a folder (Diffusers' too).
+        dtype: Storage dtype of the weights; None keeps the file's.
+        device: Where the weights go; "meta" checks names and shapes and reads nothing.
+        ops: Layer factory, see `models/ops.py`.
+
+    Returns:
+        The network in evaluation mode without gradients, and what the file is.
+
+    Raises:
+        CheckpointError: The file cannot be used, or its tensors are not exactly the network's.
+    """
+    checkpoint = open_checkpoint(path, component="transformer")
+    config = checkpoint.info.config
+    assert isinstance(config, DiTConfig)
+    with checkpoint:
+        network = CrossDiT(config, ops=ops, device="meta")
+        return assign_weights(network, checkpoint, dtype=dtype, device=device), checkpoint.info
+
+
+def load_vae(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    ops: Any = nn,
+) -> VideoVAE | ImageVAE:
+    """Load an autoencoder for inference: HunyuanVideo's, FLUX's or nano's.
+
+    Args:
+        path: A .safetensors file in Diffusers' or the original layout, or a folder.
+        dtype: Storage dtype of the weights; None keeps the file's.
+        device: Where the weights go.
+        ops: Layer factory.
+
+    Returns:
+        The network in evaluation mode without gradients.
+
+    Raises:
+        CheckpointError: The file cannot be used, or its tensors are not exactly the network's.
+    """
+    checkpoint = open_checkpoint(path, component="vae")
+    config = checkpoint.info.config
+    with checkpoint:
+        if isinstance(config, VideoVAEConfig):
+            video_vae = VideoVAE(config, ops=ops, device="meta")
+            return assign_weights(video_vae, checkpoint, dtype=dtype, device=device)
+        assert isinstance(config, ImageVAEConfig)
+        image_vae = ImageVAE(config, ops=ops, device="meta")
+        return assign_weights(image_vae, checkpoint, dtype=dtype, device=device)
+
+
+def load_text_encoder_nano(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> NanoTextEncoder:
+    """Load nano's text encoder.
+
+    Args:
+        path: A .safetensors file, or a folder with a text_encoder sub-folder.
+        dtype: Storage dtype of the weights; None keeps the file's.
+        device: Where the weights go.
+
+    Returns:
+        The encoder in evaluation mode without gradients.
+
+    Raises:
+        CheckpointError: The file cannot be used or is another text encoder.
+    """
+    info = identify(path, component="text_encoder")
+    if info.variant != "nano":
+        raise CheckpointError(
+            f"{path} is the text encoder {info.variant}: expected nano's own, "
+            "which comes with the package."
+        )
+    (file,) = {entry.file for entry in info.header.tensors.values()}
+    encoder = load_nano_text_encoder(file, dtype=dtype, device=device)
+    return encoder.requires_grad_(False)
+
+
+def assign_weights(
+    network: _Network,
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    rename: Callable[[str], str] = str,
+) -> _Network:
+    """Give a network built on the meta device the tensors of a checkpoint.
+
+    Args:
+        network: Built on the meta device.
+        checkpoint: Its tensors.
+        dtype: Storage dtype of floating tensors; None keeps the checkpoint's.
+        device: Where tensors go.
+        rename: Name in the checkpoint -> name in the network.
+
+    Returns:
+        The same network in evaluation mode without gradients.
+
+    Raises:
+        CheckpointError: Names or shapes are not exactly the network's.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    sources = {rename(name): name for name in checkpoint}
+    found = {name: checkpoint.entries[source].shape for name, source in sources.items()}
+    check_names_and_shapes(checkpoint.info.path, expected, found)
+    if torch.device(device).type != "meta":
+        for name, source in sources.items():
+            tensor = checkpoint[source]
+            tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
+            _assign(network, name, tensor)
+        left = [name for name, tensor in network.named_buffers() if tensor.is_meta]
+        assert not left, f"buffers that no file holds must be made in forward: {left}"
+    return network.eval().requires_grad_(False)
+
+
+def check_names_and_shapes(
+    path: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Compare what a network needs with what a checkpoint holds.
+
+    Raises:
+        CheckpointError: Something is missing, unexpected or wrongly shaped; the sentence
+            counts each kind and names the first of it.
+    """
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    wrong = [
+        f"{name} is {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    faults = [
+        f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrongly shaped", wrong),
+        )
+        if names
+    ]
+    if not faults:
+        return
+    scaled = any(name.endswith((".scale_weight", ".weight_scale")) for name in unexpected)
+    todo = (
+        "a scaled fp8 file is not supported here, use a bf16 one"
+        if scaled
+        else "download the file again, or use one in an unmodified layout"
+    )
+    raise CheckpointError(
+        f"{path} does not fit its network of {len(expected)} tensors: {'; '.join(faults)}; {todo}."
+    )
+
+
+def _assign(network: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put one tensor in place of the parameter or buffer of that name."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = network.get_submodule(owner_name)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner._buffers[leaf] = tensor

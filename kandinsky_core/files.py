@@ -1,0 +1,48 @@
+"""Writing files so that a reader sees the old one or the whole new one, never half of it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import OutputError
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, and rename it to `path` when the block succeeds.
+
+    The temporary file keeps the suffix, because writers choose a format by it. If the block
+    fails, nothing is left behind and an earlier file at `path` stays as it was.
+
+    Args:
+        path: Where the file should be; its folder must exist.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        OutputError: The folder does not exist, or the operating system refused to write.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: the folder {path.parent} does not exist.")
+    if path.is_dir():
+        raise OutputError(f"{path} cannot be written: it is a folder, give a file name in it.")
+    part = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{path} could not be written ({reason}): nothing was changed; "
+            "free some space or choose another folder."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,25 @@
+"""Frames in and out: videos, images, contact sheets."""
+
+from .image import (
+    contact_sheet,
+    read_image,
+    read_image_metadata,
+    write_contact_sheet,
+    write_image,
+)
+from .io import Clip, read_video, write_video
+from .pixels import Frames, to_pixels, to_uint8
+
+__all__ = [
+    "Clip",
+    "Frames",
+    "contact_sheet",
+    "read_image",
+    "read_image_metadata",
+    "read_video",
+    "to_pixels",
+    "to_uint8",
+    "write_contact_sheet",
+    "write_image",
+    "write_video",
+]
