@@ -1,21 +1,15 @@
-"""A synthetic world of coloured shapes: scenes, their frames, their captions and an oracle that measures clips."""
+"""A synthetic world of coloured shapes: scenes, frames, captions and an oracle that measures clips."""
 
 from .captions import LANGUAGES, caption, vocabulary, words
 from .heldout import HeldOut, heldout_captions, heldout_checksum, is_held_out
+from .oracle import MeasuredObject, Measurement, correct, measure
 from .render import render
-from .scene import (
-    BACKGROUNDS,
-    CAMERAS,
-    COLORS,
-    MOTIONS,
-    SHAPES,
-    SIZES,
-    ObjectSpec,
-    Scene,
-    sample_scene,
-)
+from .sample import sample_scene
+from .scene import BACKGROUNDS, CAMERAS, COLORS, MOTIONS, SHAPES, SIZES, ObjectSpec, Scene
 
 __all__ = [
-    "BACKGROUNDS", "CAMERAS", "COLORS", "LANGUAGES", "MOTIONS", "SHAPES", "SIZES", "HeldOut", "ObjectSpec", "Scene",
-    "caption", "heldout_captions", "heldout_checksum", "is_held_out", "render", "sample_scene", "vocabulary", "words",
+    "BACKGROUNDS", "CAMERAS", "COLORS", "LANGUAGES", "MOTIONS", "SHAPES", "SIZES", "HeldOut",
+    "MeasuredObject", "Measurement", "ObjectSpec", "Scene", "caption", "correct",
+    "heldout_captions", "heldout_checksum", "is_held_out", "measure", "render", "sample_scene",
+    "vocabulary", "words",
 ]  # fmt: skip

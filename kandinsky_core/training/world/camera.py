@@ -9,8 +9,9 @@ import numpy as np
 
 from .scene import CAMERAS, PAN, ZOOM
 
-_SIDE = 64  # the fit runs at this size: the dots stay several pixels wide, noise averages out
-_RIDGE = 40.0  # pulls the fit to rest when the background shows too little texture to tell
+_SIDE = 64  # the fit runs at this size: dots stay several pixels wide, noise averages out
+# Pulls the fit to rest where the background shows too little to tell; (grey levels a pixel) squared, summed.
+_RIDGE = 40.0
 _ITERATIONS = 4
 
 
@@ -58,7 +59,11 @@ def name_camera(views: np.ndarray) -> str:
 
 
 def _fit(
-    first: np.ndarray, first_mask: np.ndarray, image: np.ndarray, mask: np.ndarray, guess: np.ndarray
+    first: np.ndarray,
+    first_mask: np.ndarray,
+    image: np.ndarray,
+    mask: np.ndarray,
+    guess: np.ndarray,
 ) -> np.ndarray:
     """Gauss-Newton for the (shift x, shift y, log zoom) that carries ``first`` to ``image``."""
     half = _SIDE / 2
@@ -66,24 +71,23 @@ def _fit(
     x, y = np.meshgrid(axis, axis)
     grad_y, grad_x = np.gradient(first, 1 / half)
     columns = np.stack([grad_x, grad_y, grad_x * x + grad_y * y, np.ones_like(x)], axis=-1)
+    ridge = np.diag([_RIDGE * half**2] * 3 + [0.0])
     view = guess.copy()
     for _ in range(_ITERATIONS):
         zoom = math.exp(view[2])
-        # Pixel i lies at (i + 0.5) / half - 1.
+        # The centre of pixel i lies at (i + 0.5) / half - 1.
         shift = half * (view[:2] + 1 - zoom) + 0.5 * zoom - 0.5
         matrix = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        warped = cv2.warpAffine(image, matrix, (_SIDE, _SIDE), flags=flags)
-        valid = cv2.warpAffine(mask, matrix, (_SIDE, _SIDE), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
-        rows = (valid > 0) & (first_mask > 0)
+        side = (_SIDE, _SIDE)
+        warped = cv2.warpAffine(image, matrix, side, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        seen = cv2.warpAffine(mask, matrix, side, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
+        rows = (seen > 0) & (first_mask > 0)
         if rows.sum() < _SIDE:
-            return view
-        a, b = columns[rows], (first - warped)[rows]
-        normal = a.T @ a
-        # The ridge is in grey levels squared per pixel of shift: scaled like the gradients.
-        normal[:3, :3] += np.eye(3) * _RIDGE * half**2
-        step = np.linalg.solve(normal, a.T @ b - np.append(view * 0.0, 0.0))
-        view = view + step[:3] * np.array([zoom, zoom, 1.0])
-        if np.abs(step[:3]).max() < 2e-4:
+            break
+        slopes, error = columns[rows], (first - warped)[rows]
+        pull = slopes.T @ error - ridge @ np.append(view, 0.0)
+        step = np.linalg.solve(slopes.T @ slopes + ridge, pull)[:3]
+        view = view + step * np.array([zoom, zoom, 1.0])
+        if np.abs(step).max() < 2e-4:
             break
     return view

@@ -1,7 +1,7 @@
-"""Captions of scenes in English and Russian, from a small grammar over the word tables of ``lexicon``.
+"""Captions of scenes in English and Russian, from a small grammar over the tables of ``lexicon``.
 
-A video caption always names colour, shape and motion of every object, and the camera move when there is one; size and
-background are named about half the time. An image caption names no motion.
+A video caption always names colour, shape and motion of every object, and the camera move when there
+is one; size and background are named about half the time. An image caption names no motion.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import numpy as np
 
 from . import lexicon
 from .lexicon import Case, Gender
-from .scene import ObjectSpec, Scene, pick
+from .sample import pick
+from .scene import ObjectSpec, Scene
 
 Language = Literal["en", "ru"]
 LANGUAGES: tuple[Language, ...] = ("en", "ru")
 
 _WORD = re.compile(r"[^\W_]+")
-# Russian "с" becomes "со" before a sibilant and another consonant: "со звездой", "со средним кругом".
+# Russian "с" becomes "со" before a sibilant and another consonant: "со звездой", "со средним".
 _HARD_TO_SAY = re.compile(r"\bс (?=[сзшж][бвгджзклмнпрстфхцчшщ])")
 
 

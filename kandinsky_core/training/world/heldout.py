@@ -1,9 +1,9 @@
 """Which combinations training never sees, and the captions that test whether the model can combine.
 
-Two sets, each one seventh of the possibilities, laid out like a Latin square so that every value occurs about equally
-often in it and six sevenths of every pair of values stay in training: (shape, colour, motion) for clips, and
-(shape, colour, background) for still images. Training rejects a scene that shows either, so a combination held out for
-images does not slip in as a video's frame.
+Two sets, each one seventh of the possibilities, laid out like a Latin square so that every value
+occurs about equally often in it and every pair of values stays in training: (shape, colour, motion)
+for clips, and (shape, colour, background) for still images. Training rejects a scene that shows
+either, so a combination held out for images does not slip in as a video's frame.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 
 from .captions import LANGUAGES, Language, caption
-from .scene import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scene, sample_scene
+from .sample import sample_scene
+from .scene import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scene
 
 HeldOutTask = Literal["t2v", "i2v", "t2i"]
 
@@ -72,8 +73,9 @@ def heldout_captions(
 ) -> list[HeldOut]:
     """The first ``count`` questions of the held-out test, the same on every machine.
 
-    Successive questions walk through shapes and motions (images: backgrounds) evenly, English and Russian in turn. The first
-    object of every scene shows a held-out combination. The camera stands still.
+    Successive questions walk through the motions (images: the backgrounds) evenly, English and
+    Russian in turn. The first object of every scene shows a held-out combination. The camera
+    stands still.
 
     Args:
         count: How many.
@@ -87,33 +89,35 @@ def heldout_captions(
         raise ValueError(f"Unknown held-out task {task!r}; choose 't2v', 'i2v' or 't2i'.")
     still = task == "t2i"
     combinations = sorted(held_out_images() if still else held_out_motions())
+    groups = {third: [c for c in combinations if c[2] == third] for *_, third in combinations}
     rng = np.random.Generator(np.random.PCG64([_TASK_SEEDS[task], num_objects]))
     questions: list[HeldOut] = []
-    while len(questions) < count:
-        # Shuffle by ranking random numbers: `permutation` is not promised to stay the same.
-        for index in np.argsort(rng.random(len(combinations)), kind="stable"):
-            shape, color, third = combinations[int(index)]
-            scene = sample_scene(
-                rng,
-                num_objects=num_objects,
-                allow_camera=False,
-                shape=shape,
-                color=color,
-                motion="still" if still else third,
-                background=third if still else None,
-            )
-            number = len(questions)
-            language = LANGUAGES[number % len(LANGUAGES)]
-            text = caption(scene, rng, language, still, with_background=True if still else None)
-            questions.append(HeldOut(text, scene, 1000 + number, language))
-    return questions[:count]
+    for number in range(count):
+        # One question of every motion (background) in turn, each walking through its own combinations.
+        turn, place = divmod(number, len(groups))
+        group = groups[sorted(groups)[place]]
+        shape, color, third = group[turn % len(group)]
+        scene = sample_scene(
+            rng,
+            num_objects=num_objects,
+            allow_camera=False,
+            shape=shape,
+            color=color,
+            motion="still" if still else third,
+            background=third if still else None,
+        )
+        # Languages alternate along the turn, and each combination meets the other one the next time round.
+        language = LANGUAGES[(place + turn % len(group) + turn // len(group)) % len(LANGUAGES)]
+        text = caption(scene, rng, language, still, with_background=True if still else None)
+        questions.append(HeldOut(text, scene, 1000 + number, language))
+    return questions
 
 
 _TASK_SEEDS: dict[HeldOutTask, int] = {"t2v": 11, "i2v": 12, "t2i": 13}
 
 
 def heldout_checksum() -> str:
-    """SHA-256, hexadecimal, over the standard lists: 200 questions of each task and 100 two-object ones."""
+    """SHA-256 in hexadecimal over 200 captions and seeds of each task and 100 two-object ones."""
     digest = hashlib.sha256()
     lists = [heldout_captions(task=task) for task in _TASK_SEEDS]
     for question in itertools.chain(*lists, heldout_captions(100, num_objects=2)):

@@ -1,4 +1,4 @@
-"""Words and templates of the captions, English and Russian: data for ``captions`` and nothing else."""
+"""Words and templates of the captions, English and Russian: the data of ``captions``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EN_BACKGROUNDS: dict[str, tuple[str, ...]] = {
 
 
 def _verbs(*names: str, tail: str = "", tails: tuple[str, ...] = ()) -> tuple[tuple[str, str], ...]:
-    """(present, gerund) pairs: every "move/moving" of ``names`` with every tail; the verb's third person adds s."""
+    """(present, gerund) pairs: every "moves/moving" of ``names`` with every tail."""
     pairs = []
     for name, end in itertools.product(names, tails or (tail,)):
         stem, gerund = name.split("/")
@@ -100,7 +100,8 @@ EN_MOTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "bounce": (
         *_verbs("bounces/bouncing", "bounces/bouncing", "hops/hopping", "jumps/jumping"),
         *_verbs("bounces/bouncing", tails=("up and down", "off the floor")),
-        *_verbs("falls/falling", "drops/dropping", tail="and bounces back"),
+        ("falls and bounces back", "falling and bouncing back"),
+        ("drops and bounces back", "dropping and bouncing back"),
     ),
 }
 EN_CAMERAS: dict[str, tuple[str, ...]] = {
@@ -194,7 +195,9 @@ def _each(verbs: tuple[str, ...], *tails: str) -> tuple[str, ...]:
 
 
 RU_MOTIONS: dict[str, tuple[str, ...]] = {
-    "still": ("стоит на месте", "неподвижно стоит", "остаётся на месте", "остается на месте", "не движется"),
+    "still": (
+        "стоит на месте", "неподвижно стоит", "остаётся на месте", "остается на месте", "не движется",
+    ),
     "left": _each(_RU_GO, "влево", "налево", "справа налево"),
     "right": _each(_RU_GO, "вправо", "направо", "слева направо"),
     "up": (*_each(_RU_GO, "вверх", "наверх"), "поднимается", "поднимается вверх"),
@@ -210,7 +213,9 @@ RU_MOTIONS: dict[str, tuple[str, ...]] = {
         "движется по кругу", "движется по кругу", "летит по кругу", "едет по кругу",
         "летает по кругу", "облетает центр",
     ),
-    "bounce": ("подпрыгивает", "прыгает", "отскакивает", "падает и отскакивает", "прыгает вверх и вниз"),
+    "bounce": (
+        "подпрыгивает", "прыгает", "отскакивает", "падает и отскакивает", "прыгает вверх и вниз",
+    ),
 }  # fmt: skip
 RU_CAMERAS: dict[str, tuple[str, ...]] = {
     "pan_left": ("камера движется влево", "камера поворачивается влево", "камера едет влево"),
@@ -248,7 +253,7 @@ _SOFT_STEM: dict[Gender, dict[Case, str]] = {
 
 
 def inflect(adjective: str, gender: Gender, case: Case) -> str:
-    """The form of a Russian adjective that is given in the masculine nominative ("красный" -> "красной").
+    """A form of the Russian adjective given in the masculine nominative ("красный" -> "красной").
 
     Stems in -ний are soft; stems in г, к, х, ж, ш, ч, щ write и where others write ы.
     """

@@ -29,7 +29,11 @@ from .segment import (
 )
 
 UNKNOWN = "unknown"
-"""Reported for a path that is none of the world's motions."""
+"""Reported for an outline, a colour or a path that is none of the world's."""
+
+# How far a measured outline may be from the nearest shape's: nearest neighbours among the shapes are 0.07 apart,
+# strong blur and JPEG artefacts move an outline by up to 0.04, an ellipse of 3:2 is 0.1 from the circle.
+_SHAPE_LIMIT = 0.1
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,9 @@ def _step(a: Blob, b: Blob) -> float:
     return math.hypot(a.x - b.x, a.y - b.y) + float(np.linalg.norm(a.lab - b.lab)) / 50
 
 
-def _identify(found: list[tuple[int, Blob]], times: np.ndarray, views: np.ndarray) -> MeasuredObject:
+def _identify(
+    found: list[tuple[int, Blob]], times: np.ndarray, views: np.ndarray
+) -> MeasuredObject:
     """Names the object that ``found`` shows."""
     frames = np.array([index for index, _ in found])
     harmonics = np.stack([blob.harmonics for _, blob in found])
@@ -167,18 +173,19 @@ def _identify(found: list[tuple[int, Blob]], times: np.ndarray, views: np.ndarra
     x = (np.array([blob.x for _, blob in found]) - views[frames, 0]) / zoom
     y = (np.array([blob.y for _, blob in found]) - views[frames, 1]) / zoom
     area = np.array([blob.area for _, blob in found]) / zoom**2
-    track = Track(
-        times[frames], x, y, np.sqrt(area / SHAPES[shape].area), _turn(shape, harmonics)
-    )
+    geometry = SHAPES.get(shape, SHAPES["circle"])
+    angle = _turn(geometry.symmetry, harmonics)
+    track = Track(times[frames], x, y, np.sqrt(area / geometry.area), angle)
     start = float(track.scale[:2].mean())
     size = min(SIZES, key=lambda name: abs(math.log(SIZES[name] / start)))
     lab = np.median([blob.lab for _, blob in found], axis=0)
     red, green, blue = np.round(
         255 * cv2.cvtColor(lab[None, None].astype(np.float32), cv2.COLOR_Lab2RGB)[0, 0]
     ).astype(int)
-    motion = _name_motion(shape, track) if len(times) > 1 else None
+    motion = _name_motion(track, geometry.symmetry) if len(times) > 1 else None
     rgb = (int(red), int(green), int(blue))
-    return MeasuredObject(shape, nearest_color(lab), size, motion, track, magnitudes, rgb)
+    color = nearest_color(lab) or UNKNOWN
+    return MeasuredObject(shape, color, size, motion, track, magnitudes, rgb)
 
 
 @lru_cache(maxsize=1)
@@ -202,12 +209,15 @@ def _shape_templates() -> dict[str, np.ndarray]:
 
 def _nearest_shape(magnitudes: np.ndarray) -> str:
     templates = _shape_templates()
-    return min(templates, key=lambda shape: float(np.linalg.norm(templates[shape] - magnitudes)))
+    distances = {
+        shape: float(np.linalg.norm(template - magnitudes)) for shape, template in templates.items()
+    }
+    nearest = min(distances, key=lambda shape: distances[shape])
+    return nearest if distances[nearest] < _SHAPE_LIMIT else UNKNOWN
 
 
-def _turn(shape: str, harmonics: np.ndarray) -> np.ndarray:
+def _turn(symmetry: float, harmonics: np.ndarray) -> np.ndarray:
     """Rotation since the first frame, radians clockwise (N,); zero where the outline shows no orientation."""
-    symmetry = SHAPES[shape].symmetry
     if symmetry == 0:
         return np.zeros(len(harmonics))
     order = round(math.tau / symmetry)
@@ -215,7 +225,7 @@ def _turn(shape: str, harmonics: np.ndarray) -> np.ndarray:
     return -(phase - phase[0]) / order
 
 
-def _name_motion(shape: str, track: Track) -> str:
+def _name_motion(track: Track, symmetry: float) -> str:
     """The motion that a track shows: the strongest of way, growth and turn against their usual size."""
     ends = min(2, len(track.x))
     net_x = float(track.x[-ends:].mean() - track.x[:ends].mean())
@@ -223,7 +233,6 @@ def _name_motion(shape: str, track: Track) -> str:
     range_x, range_y = float(np.ptp(track.x)), float(np.ptp(track.y))
     span = max(range_x, range_y)
     growth = math.log(float(track.scale[-ends:].mean() / track.scale[:ends].mean()))
-    symmetry = SHAPES[shape].symmetry
     turn = float(track.angle[-1]) / (ROTATION_SHARE * symmetry) if symmetry else 0.0
     strengths = {
         "way": span / 0.5,
@@ -265,7 +274,10 @@ def correct(measurement: Measurement, scene: Scene) -> dict[str, bool]:
         for order in itertools.permutations(found, num)
     )
     best = max(
-        ([[getattr(a, row) == getattr(b, row) for row in rows] for a, b in pairs] for pairs in matched),
+        (
+            [[getattr(a, row) == getattr(b, row) for row in rows] for a, b in pairs]
+            for pairs in matched
+        ),
         key=lambda hits: (sum(a and b for a, b, *_ in hits), sum(map(sum, hits))),
     )
     missing = len(wanted) > num

@@ -1,4 +1,4 @@
-"""Frames of a scene: anti-aliased shapes over a background whose soft dots are fixed to the world."""
+"""Frames of a scene: anti-aliased shapes over a background of soft dots fixed to the world."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ def render(scene: Scene, size: int = 128, num_frames: int = 17) -> np.ndarray:
         pose = poses(spec, times)
         for index, frame in enumerate(frames):
             cos, sin = math.cos(pose.angle[index]), math.sin(pose.angle[index])
-            points = outline @ np.array([[cos, sin], [-sin, cos]]) * pose.scale[index]
-            points = points + (pose.x[index] - view.x[index], pose.y[index])
+            centre = np.array([pose.x[index] - view.x[index], pose.y[index]])
+            turn = np.array([[cos, sin], [-sin, cos]])
+            points = outline @ turn * pose.scale[index] + centre
             _fill(frame, (points * view.zoom[index] + 1) * (size / 2), color)
     return frames
 
@@ -69,7 +70,7 @@ def shape_outline(shape: str) -> np.ndarray:
 
 
 def _fill(frame: np.ndarray, points: np.ndarray, color: np.ndarray) -> None:
-    """Paints a polygon with corners ``points`` (N, 2), in pixels, into ``frame`` with exact edge coverage."""
+    """Paints a polygon with corners ``points`` (N, 2), in pixels, into ``frame``, edges by coverage."""
     height, width = frame.shape[:2]
     low = np.floor(points.min(axis=0)).astype(int) - 1
     high = np.ceil(points.max(axis=0)).astype(int) + 1
@@ -78,7 +79,7 @@ def _fill(frame: np.ndarray, points: np.ndarray, color: np.ndarray) -> None:
     if x0 >= x1 or y0 >= y1:
         return
     mask = np.zeros(((y1 - y0) * _SUPERSAMPLE, (x1 - x0) * _SUPERSAMPLE), np.uint8)
-    # A point is an edge coordinate; OpenCV counts from pixel centres, half a (fine) pixel further in.
+    # Corners lie on pixel edges; OpenCV counts from pixel centres, half a fine pixel further in.
     fine = (points - (x0, y0)) * _SUPERSAMPLE - 0.5
     cv2.fillPoly(
         mask, [np.round(fine * 2**_SUBPIXEL_BITS).astype(np.int32)], 255, shift=_SUBPIXEL_BITS
@@ -103,7 +104,7 @@ def _shoot(canvas: np.ndarray, size: int, x: float, zoom: float) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _canvas(background: str, size: int) -> np.ndarray:
-    """The whole painted world for frames of ``size`` pixels, uint8 (N, N, 3); the same dots every time."""
+    """The whole painted world for frames of ``size`` pixels, uint8 (N, N, 3); always the same dots."""
     base = np.array(BACKGROUNDS[background], dtype=np.float32)
     num = 2 * math.ceil(_WORLD * _CANVAS_SCALE * size / 2)
     axis = (np.arange(num) + 0.5 - num / 2) / (_CANVAS_SCALE * size / 2)

@@ -1,24 +1,23 @@
-"""What a synthetic scene is: its tables, its frozen dataclasses, its laws of motion and its sampler.
+"""What a synthetic scene is: its tables, frozen dataclasses and laws of motion.
 
-Coordinates are world units: the frame at rest spans [-1, 1] on both axes, x to the right and y downwards,
-so one unit is half the frame whatever its size in pixels. Time runs from 0 to 1 over the clip whatever its number
-of frames. The tables hold nothing that cannot be told apart by looking:
+Coordinates are world units: the frame at rest spans [-1, 1] on both axes, x to the right and y
+downwards, so one unit is half the frame whatever its size in pixels. Time runs from 0 to 1 over the
+clip whatever its number of frames. The tables hold nothing that cannot be told apart by looking:
 
 * Shapes have about equal areas, and the star is fat, so that eight-fold compression keeps them.
-* Rotation covers five sixths of the angle after which the shape looks the same again (100 degrees for the
-  triangle, 75 for the square, 60 for the star): the last frame shows a turned shape, and a quarter of the way
-  (one latent frame) is far below half that angle, where the direction would become ambiguous. A circle has no
-  such angle and never rotates.
-* The camera moves only over objects that stand still in the world; the textured background tells a pan from an
-  object's motion and a zoom from growth.
+* Rotation is clockwise over five sixths of the angle after which the shape looks the same again (100
+  degrees for the triangle, 75 for the square, 60 for the star): the last frame shows a turned shape,
+  and a quarter of the way (one latent frame) is far below half that angle, where the direction would
+  become ambiguous. A circle has no such angle and never rotates. An orbit is one turn, clockwise.
+* The camera moves only over objects that stand still in the world; the textured background tells a
+  pan from an object's motion and a zoom from growth.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,7 +49,8 @@ SIZES: dict[str, float] = {"small": 0.24, "medium": 0.33, "large": 0.45}
 """Radius of a circle of that size, world units (15, 21 and 29 pixels at 128)."""
 
 MOTIONS: tuple[str, ...] = (
-    "still", "left", "right", "up", "down", "diagonal", "grow", "shrink", "rotate", "orbit", "bounce",
+    "still", "left", "right", "up", "down", "diagonal",
+    "grow", "shrink", "rotate", "orbit", "bounce",
 )  # fmt: skip
 """Motions in the world; a camera move is not one of them."""
 
@@ -93,7 +93,8 @@ ROTATION_SHARE = 5 / 6
 """Rotation over the clip as a share of the symmetry angle."""
 
 TRAVEL: dict[str, float] = {
-    "left": 0.6, "right": 0.6, "up": 0.6, "down": 0.6, "bounce": 0.6, "diagonal": 0.72, "orbit": 0.38,
+    "left": 0.6, "right": 0.6, "up": 0.6, "down": 0.6,
+    "bounce": 0.6, "diagonal": 0.72, "orbit": 0.38,
 }  # fmt: skip
 """Typical length of the path (bounce: of its fall, orbit: its radius), world units."""
 
@@ -101,10 +102,12 @@ PAN, ZOOM = 0.42, 1.4
 """Way and magnification of the camera over the clip."""
 
 MARGIN = 0.03
-"""Least distance from the edge of the frame; objects keep twice as much and more from each other."""
+"""Least distance of an object from the edge of the frame, world units."""
+
+GAP = 0.1
+"""Least distance of the circles around two objects, world units."""
 
 _DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-_GAP = 0.1
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class ObjectSpec:
     travel: float = 0.0
     """Length of the path (see ``TRAVEL``), world units; motions in place ignore it."""
     heading: float = 0.0
-    """Radians clockwise from the x axis: direction of a diagonal, place on the circle where an orbit starts."""
+    """Radians clockwise from the x axis: where a diagonal leads, where on its circle an orbit starts."""
 
     def __post_init__(self) -> None:
         for value, table, name in (
@@ -207,7 +210,7 @@ def poses(spec: ObjectSpec, times: np.ndarray) -> Pose:
 
 
 def views(camera: str, times: np.ndarray) -> View:
-    """View of the camera at ``times`` (N,) in [0, 1]; every move starts at rest over the whole frame."""
+    """View of the camera at ``times`` (N,) in [0, 1]; every move starts over the frame at rest."""
     x, zoom = np.zeros_like(times), np.ones_like(times)
     if camera in ("pan_left", "pan_right"):
         x = (PAN if camera == "pan_right" else -PAN) * times
@@ -231,113 +234,6 @@ def is_clear(scene: Scene) -> bool:
     for i, (x, y, radius) in enumerate(tracks):
         for other_x, other_y, other_radius in tracks[:i]:
             gap = np.hypot(x - other_x, y - other_y) - radius - other_radius
-            if np.min(gap) < _GAP:
+            if np.min(gap) < GAP:
                 return False
     return True
-
-
-T = TypeVar("T")
-
-
-def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """A uniformly drawn element of ``options``."""
-    return options[int(rng.integers(len(options)))]
-
-
-def sample_scene(
-    rng: np.random.Generator,
-    *,
-    num_objects: int = 1,
-    allow_camera: bool = True,
-    camera_share: float = 0.15,
-    shape: str | None = None,
-    color: str | None = None,
-    motion: str | None = None,
-    background: str | None = None,
-) -> Scene:
-    """Draws a random scene whose objects stay inside the frame and apart.
-
-    Args:
-        rng: Source of randomness.
-        num_objects: 1 to 3; objects of one scene have different colours.
-        allow_camera: Whether the camera may move (then every object stands still).
-        camera_share: Probability of a moving camera, in [0, 1].
-        shape: Shape of the first object; drawn when None, as are the next three.
-        color: Colour of the first object.
-        motion: Motion of the first object; a given one other than "still" keeps the camera still.
-        background: Name of the background.
-
-    Raises:
-        ValueError: For a number of objects other than 1, 2 or 3, an unknown name or a rotating circle.
-    """
-    if num_objects not in (1, 2, 3):
-        raise ValueError(f"num_objects must be 1, 2 or 3, got {num_objects}.")
-    camera = "still"
-    if allow_camera and motion in (None, "still") and rng.random() < camera_share:
-        camera, motion = pick(rng, CAMERAS[1:]), "still"
-    background = background or pick(rng, tuple(BACKGROUNDS))
-    while True:
-        scene = _try_scene(rng, num_objects, camera, background, (shape, color, motion))
-        if scene is not None:
-            return scene
-
-
-def _try_scene(
-    rng: np.random.Generator,
-    num_objects: int,
-    camera: str,
-    background: str,
-    wanted: tuple[str | None, str | None, str | None],
-) -> Scene | None:
-    """One attempt at placing all objects; None when one finds no room."""
-    objects: tuple[ObjectSpec, ...] = ()
-    for index in range(num_objects):
-        shape, color, motion = wanted if index == 0 else (None, None, None)
-        taken = {spec.color for spec in objects}
-        color = color or pick(rng, [name for name in COLORS if name not in taken])
-        if camera != "still":
-            motion = "still"
-        if motion is None:
-            motion = pick(rng, [m for m in MOTIONS if (shape, m) != ("circle", "rotate")])
-        if shape is None:
-            shape = pick(rng, [s for s in SHAPES if (s, motion) != ("circle", "rotate")])
-        sizes = MOTION_SIZES.get(motion, tuple(SIZES))
-        # Several objects need room: the smaller sizes and shorter paths, still well above what the eye needs.
-        crowded = [s for s in sizes if num_objects == 1 or SIZES[s] <= SIZES["medium"]]
-        size = crowded[0] if num_objects == 3 else pick(rng, crowded)
-        for _ in range(15):
-            spec = _place(rng, ObjectSpec(shape, color, size, motion), num_objects)
-            if is_clear(Scene(background, camera, (*objects, spec))):
-                objects = (*objects, spec)
-                break
-        else:
-            return None
-    return Scene(background, camera, objects)
-
-
-def _place(rng: np.random.Generator, spec: ObjectSpec, num_objects: int) -> ObjectSpec:
-    """``spec`` with a random path, its middle drawn over the frame; it may not fit."""
-    motion, heading = spec.motion, 0.0
-    travel = TRAVEL.get(motion, 0.0) * (0.9 + 0.2 * rng.random())
-    if num_objects > 1:
-        travel *= 0.75
-    if motion == "diagonal":
-        heading = math.pi / 4 + math.pi / 2 * int(rng.integers(4))
-    elif motion == "orbit":
-        heading = math.tau * rng.random()
-    start = ObjectSpec(spec.shape, spec.color, spec.size, motion, 0.0, 0.0, travel, heading)
-    path = poses(start, frame_times(17))
-    room_x = max(0.0, 1 - MARGIN - spec.radius - (path.x.max() - path.x.min()) / 2)
-    room_y = max(0.0, 1 - MARGIN - spec.radius - (path.y.max() - path.y.min()) / 2)
-    x = room_x * (2 * rng.random() - 1) - (path.x.max() + path.x.min()) / 2
-    y = room_y * (2 * rng.random() - 1) - (path.y.max() + path.y.min()) / 2
-    return ObjectSpec(
-        spec.shape,
-        spec.color,
-        spec.size,
-        motion,
-        round(float(x), 4),
-        round(float(y), 4),
-        round(travel, 4),
-        heading,
-    )

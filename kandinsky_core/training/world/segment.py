@@ -22,9 +22,12 @@ ORDERS = (2, 3, 4, 5, 6)
 
 _NUM_ANGLES = 120
 _RADIAL_STEP = 0.5
-_FAR = 20.0  # Lab distance from the background at which a pixel is an object's; its dots stay below 8
+_FAR = (
+    20.0  # Lab distance from the background at which a pixel is an object's; its dots stay below 8
+)
 _MIN_AREA = 0.02  # world units squared; the smallest object in the world has 0.09
 _MAX_BLOBS = 6
+_COLOR_LIMIT = 45.0  # Lab; the nearest object colours, blue and purple, are 29 apart
 
 
 class Blob(NamedTuple):
@@ -53,10 +56,11 @@ def _palette() -> tuple[np.ndarray, np.ndarray]:
     return to_lab(colors)[0], to_lab(backgrounds)[0]
 
 
-def nearest_color(lab: np.ndarray) -> str:
-    """Name of the object colour nearest to a Lab colour (3,)."""
+def nearest_color(lab: np.ndarray) -> str | None:
+    """Name of the object colour nearest to a Lab colour (3,); None when it is like none of them."""
     distance = np.linalg.norm(_palette()[0] - lab, axis=1)
-    return tuple(COLORS)[int(distance.argmin())]
+    nearest = int(distance.argmin())
+    return tuple(COLORS)[nearest] if distance[nearest] < _COLOR_LIMIT else None
 
 
 def find_background(lab_frames: np.ndarray) -> tuple[str, np.ndarray]:
