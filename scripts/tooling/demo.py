@@ -126,7 +126,11 @@ def _save_video(client: Client, result: RunResult, folder: Path, prompt: str, se
 
 
 def _write_contact_sheet(video: Path, sheet: Path) -> None:
-    """The environment of this script has no image library: the project's own does it."""
-    command = [str(environment.python()), "-m", "kandinsky_core", "sheet", str(video), str(sheet)]
+    """Done by the project's own code in `.venv`: this script has no image library."""
+    code = (
+        "import sys; from kandinsky_core.video import read_video, write_contact_sheet; "
+        "write_contact_sheet(sys.argv[2], read_video(sys.argv[1]).frames)"
+    )
+    command = [str(environment.python()), "-c", code, str(video), str(sheet)]
     if subprocess.call(command, cwd=ROOT) != 0:
         raise ToolingError(f"the contact sheet of {video} could not be written")
