@@ -24,7 +24,7 @@ VARIANTS: dict[str, DiTConfig] = {
 """Variant name -> dimensions."""
 
 NANO_VIDEO_VAE = VideoVAEConfig(
-    (48, 64, 64), layers_per_block=1, norm_num_groups=16, mid_block_attention=False, patch_size=4
+    (32, 48, 64), layers_per_block=1, norm_num_groups=8, mid_block_attention=False, patch_size=4
 )
 
 VAES: dict[str, VideoVAEConfig | ImageVAEConfig] = {
