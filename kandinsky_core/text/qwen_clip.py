@@ -94,18 +94,23 @@ class QwenClipTextEncoder(nn.Module):
             raise ValueError("the text encoder was released; load it again before encoding")
         if not prompts:
             raise ValueError("expected at least one prompt, got none")
+        qwen_inputs = self._qwen_inputs(self.qwen, prompts, task, images)
+        clip_inputs = self.clip_tokenizer(
+            list(prompts),
+            max_length=CLIP_LENGTH,
+            truncation=True,
+            padding="max_length",
+            return_tensors="pt",
+        )
+        crop = TEMPLATES[TASK_TEMPLATES[task]].crop
         with self._placed(self.qwen) as device:
-            tokens, mask = self._encode_qwen(self.qwen, prompts, task, images, device)
+            qwen_inputs = {name: tensor.to(device) for name, tensor in qwen_inputs.items()}
+            states = self.qwen(**qwen_inputs, use_cache=False).last_hidden_state  # after its norm
+            tokens = states[:, crop:]  # (B, L, 3584)
+            mask = qwen_inputs["attention_mask"][:, crop:].bool()  # (B, L)
         with self._placed(self.clip) as device:
-            inputs = self.clip_tokenizer(
-                list(prompts),
-                max_length=CLIP_LENGTH,
-                truncation=True,
-                padding="max_length",
-                return_tensors="pt",
-            ).to(device)
-            pooled = self.clip(**inputs).pooler_output  # (B, 768)
-        return TextConditioning(tokens, mask, pooled)
+            pooled = self.clip(**clip_inputs.to(device)).pooler_output  # (B, 768)
+        return TextConditioning(tokens.masked_fill(~mask[..., None], 0), mask, pooled)
 
     def tokenize(
         self, prompts: Sequence[str], task: Task, image_tokens: Sequence[int] | None = None
@@ -136,15 +141,10 @@ class QwenClipTextEncoder(nn.Module):
         lengths = torch.tensor([len(row) for row in rows])
         return ids, torch.arange(ids.shape[1]) < lengths[:, None]
 
-    def _encode_qwen(
-        self,
-        qwen: nn.Module,
-        prompts: Sequence[str],
-        task: Task,
-        images: Tensor | None,
-        device: torch.device,
-    ) -> tuple[Tensor, Tensor]:
-        """Returns tokens (B, L, D) after the crop and their mask (B, L)."""
+    def _qwen_inputs(
+        self, qwen: nn.Module, prompts: Sequence[str], task: Task, images: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Returns what Qwen's forward takes, on the CPU."""
         image_inputs: dict[str, Tensor] = {}
         image_tokens = None
         if TASK_TEMPLATES[task] == "edit":
@@ -154,15 +154,7 @@ class QwenClipTextEncoder(nn.Module):
             # transformers 5 wants the image tokens pointed out; 4 finds them by their id
             patch_id = self.qwen_tokenizer.convert_tokens_to_ids(IMAGE_TAGS[1])
             image_inputs["mm_token_type_ids"] = (ids == patch_id).int()
-        states = qwen(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device).long(),
-            use_cache=False,
-            **{name: tensor.to(device) for name, tensor in image_inputs.items()},
-        ).last_hidden_state  # (B, L, D), after the final norm
-        crop = TEMPLATES[TASK_TEMPLATES[task]].crop
-        mask = mask[:, crop:].to(device)
-        return states[:, crop:].masked_fill(~mask[..., None], 0), mask
+        return {"input_ids": ids, "attention_mask": mask.long(), **image_inputs}
 
     def _image_inputs(
         self, prompts: Sequence[str], images: Tensor | None
@@ -183,7 +175,11 @@ class QwenClipTextEncoder(nn.Module):
                 f"a prompt contains {IMAGE_TAGS[1]}, which marks the place of an image; remove it"
             )
         transformers = import_extra("transformers", "text")
-        processor = transformers.Qwen2VLImageProcessor(
+        import_extra("torchvision", "text")  # transformers' own message is a page long
+        # the reference uses the torchvision variant, whose name changed in transformers 5
+        major = int(transformers.__version__.split(".")[0])
+        name = "Qwen2VLImageProcessor" if major >= 5 else "Qwen2VLImageProcessorFast"
+        processor = getattr(transformers, name)(
             min_pixels=MIN_IMAGE_PIXELS, max_pixels=MAX_IMAGE_PIXELS
         )
         halves = halve_images(images.expand(len(prompts), -1, -1, -1))

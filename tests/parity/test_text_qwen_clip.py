@@ -364,7 +364,7 @@ def test_loading_says_what_is_wrong(files, load, tmp_path):
         load(qwen=files[1])
     with pytest.raises(CheckpointError, match=r"not a CLIPTextModel: .* 56 unexpected"):
         load(clip=files[0])
-    with pytest.raises(CheckpointError, match=r"another size: embeddings\.\S+ has shape"):
+    with pytest.raises(CheckpointError, match=r"another size: \S+ has shape"):
         load(clip_config={**CLIP_TINY, "vocab_size": 49400})
     with pytest.raises(CheckpointError, match=r"tokenizer folder .* does not exist"):
         load_qwen_clip(
