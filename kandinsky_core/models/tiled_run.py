@@ -1,8 +1,8 @@
 """Run an autoencoder tile by tile, blend the seams, and hand out the result span by span of time.
 
-Where two tiles overlap, the later one fades in linearly: 0, 1/n, ..., (n-1)/n over the n cells they share.
-Differs: where four tiles meet, the weights here are the product of the two ramps, while Diffusers fades
-one of the ramps twice. Everywhere else the numbers are the same.
+Where two tiles overlap, the later one fades in linearly: 0, 1/n, ..., (n-1)/n over the n cells they
+share. Differs: where four tiles meet, the weights here are the product of the two ramps, while
+Diffusers fades one of the ramps twice. Everywhere else the numbers are the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Tile(NamedTuple):
     width: Span
 
 
-class _TileTooLarge(Exception):
+class _TileTooLargeError(Exception):
     """Memory ran out; the cause is the error that said so."""
 
 
@@ -57,7 +57,7 @@ def run_tiles(
         total = finished + (len(plan.time) - index) * plan.tiles_per_span
         try:
             chunk = _run_span(run, plan, index, factor_thw, on_tile, finished, total)
-        except _TileTooLarge as error:
+        except _TileTooLargeError as error:
             smaller = plan.shrink(index)
             if smaller is None:
                 raise error.__cause__ from None  # type: ignore[misc]
@@ -147,7 +147,7 @@ def _guarded(run: Callable[[Tile], Tensor], tile: Tile) -> Tensor:
         return run(tile)
     except (RuntimeError, MemoryError) as error:
         if _is_out_of_memory(error):
-            raise _TileTooLarge from error
+            raise _TileTooLargeError from error
         raise
 
 

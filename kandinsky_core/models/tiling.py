@@ -1,8 +1,8 @@
 """Which tiles an autoencoder works in, and how they follow from a memory budget.
 
-Fewer, larger tiles are better: group norm looks at a whole tile, so each tile is normalised a little
-differently, and every seam is blended. A seam in time costs more than one in space. So a plan takes the
-fewest tiles that fit the budget, and among those the fewest spans of time.
+Fewer, larger tiles are better: group norm looks at a whole tile, so each tile is normalised a
+little differently, and every seam is blended. A seam in time costs more than one in space. So a
+plan takes the fewest tiles that fit the budget, and among those the fewest spans of time.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def _check_spans(name: str, spans: Sequence[Span]) -> None:
     thirds = all(a.stop <= c.start for a, c in zip(spans, spans[2:], strict=False))
     if not (spans and spans[0].start == 0 and neighbours and thirds):
         raise ValueError(
-            f"{name} spans {[tuple(span) for span in spans]} of the tile plan: they must begin at 0, "
+            f"{name} spans {[tuple(span) for span in spans]} of the plan: they must begin at 0, "
             "leave no gap, and overlap their neighbours only; build them with TilePlan.strided."
         )
 

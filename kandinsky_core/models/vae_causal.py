@@ -1,8 +1,9 @@
 """Causal 3-D layers of the video autoencoder, which hold a few frames at a time in memory.
 
-A frame's convolution needs that frame and the two before it, so without gradients a large layer runs in
-pieces of a few frames: normalised, padded and enlarged copies of a whole clip never exist, and a layer's
-peak is its input plus its output. Group norm looks at the whole clip; its statistics are gathered first.
+A frame's convolution needs that frame and the two before it, so without gradients a large layer
+runs in pieces of a few frames: normalised, padded and enlarged copies of a whole clip never exist,
+and a layer's peak is its input plus its output. Group norm looks at the whole clip; its statistics
+are gathered first.
 
 Letters: B batch, C channels, T H W grid of the layer at hand.
 """
@@ -106,7 +107,7 @@ class CausalDownsample(nn.Module):
 
 
 class CausalUpsample(nn.Module):
-    """Nearest-neighbour enlargement in which the first frame stays one frame, then a convolution."""
+    """Nearest-neighbour enlargement, the first frame staying one frame, then a convolution."""
 
     def __init__(self, conv: CausalConv3d, factor_thw: FactorTHW) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """The 2-D autoencoder of FLUX.1-dev, which Kandinsky 5 uses for images.
 
-Source: black-forest-labs/flux `autoencoder.py`; numbers and names follow Diffusers' `AutoencoderKL` with
-FLUX's configuration (no quant convolutions). An image is a clip of one frame here: tensors keep a time axis
-of length 1.
+Source: black-forest-labs/flux `autoencoder.py`; numbers and names follow Diffusers' `AutoencoderKL`
+with FLUX's configuration (no quant convolutions). An image is a clip of one frame here: tensors
+keep a time axis of length 1.
 
 Letters: B batch, C latent channels, H W pixels, h w latent grid.
 """

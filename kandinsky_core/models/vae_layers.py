@@ -1,9 +1,9 @@
 """What the video and the image autoencoder share: stages, blocks, encoder, decoder.
 
-Both networks have one shape: convolution, residual stages with re-sampling between them, a middle with
-attention, convolution. What differs is the convolution itself (causal 3-D with replicated edges, or plain
-2-D with zeros) and the re-sampling, so those come from a kit and the rest is written once. Attribute names
-equal the keys of a Diffusers state dict.
+Both networks have one shape: convolution, residual stages with re-sampling between them, a middle
+with attention, convolution. What differs is the convolution itself (causal 3-D with replicated
+edges, or plain 2-D with zeros) and the re-sampling, so those come from a kit and the rest is
+written once. Attribute names equal the keys of a Diffusers state dict.
 
 Letters: B batch, C channels, T H W grid of the layer at hand, S = T H W.
 """

@@ -1,7 +1,8 @@
 """How much memory one tile of an autoencoder takes, from its dimensions alone.
 
-Counts what is alive at the worst moment of each layer, in a forward pass without gradients. Weights, input
-and result are not counted. Measured against the peak of real runs in tests/core/test_vae_memory.py.
+Counts what is alive at the worst moment of each layer, in a forward pass without gradients.
+Weights, input and result are not counted. Measured against the peak of real runs in
+tests/core/test_vae_memory.py.
 
 Letters: C channels, T H W grid of the layer at hand.
 """

@@ -1,9 +1,10 @@
 """The causal 3-D autoencoder of HunyuanVideo, which Kandinsky 5 uses for video.
 
-A frame is computed from itself and earlier frames only, so the first latent frame stands for one frame and
-every later one for `temporal_compression` frames: F = 4 (T - 1) + 1. Source: arXiv 2412.03603; numbers and
-names follow Diffusers' `AutoencoderKLHunyuanVideo`. New here: `patch_size`, which folds pixels into channels
-before the first convolution and out of them after the last (1 in the released VAE, 4 in nano's).
+A frame is computed from itself and earlier frames only, so the first latent frame stands for one
+frame and every later one for `temporal_compression` frames: F = 4 (T - 1) + 1. Source: arXiv
+2412.03603; numbers and names follow Diffusers' `AutoencoderKLHunyuanVideo`. New here: `patch_size`,
+which folds pixels into channels before the first convolution and out of them after the last (1 in
+the released VAE, 4 in nano's).
 
 Letters: B batch, C latent channels, F H W pixels, T h w latent grid.
 """
