@@ -10,15 +10,23 @@ import pytest
 from tooling import comfyui, environment
 
 ROOT = environment.ROOT
-TIMED_FOLDERS = {"server": "server", "browser": "browser"}
+MARKED_FOLDERS = ("server", "browser")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--export-workflows",
+        action="store_true",
+        help="write workflows/api/ from what the page makes of workflows/",
+    )
 
 
 def pytest_collection_modifyitems(items):
     """Everything in tests/server and tests/browser carries the marker of that name."""
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
-        if folder in TIMED_FOLDERS:
-            item.add_marker(TIMED_FOLDERS[folder])
+        if folder in MARKED_FOLDERS:
+            item.add_marker(folder)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ class Console:
 
     def from_the_pack(self) -> list[str]:
         """Those that name one of our files or nodes."""
-        return [text for text in self.errors if f"/extensions/{PACK}" in text or "K5_" in text]
+        return [text for text in self.errors if f"/{PACK}/" in text or "K5_" in text]
 
     def _add(self, entry):
         self.errors.append(f"{entry.text} ({entry.location.get('url', '')})")

@@ -1,0 +1,84 @@
+"""The shipped workflows in ComfyUI's web page, as a creator meets them.
+
+`make test ARGS="tests/browser --export-workflows"` writes workflows/api/ anew: the API-form twins
+are what the page makes of the UI-form files, never edited by hand.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tooling.comfyui import PACK
+from tooling.environment import ROOT
+
+FOLDER = ROOT / "workflows"
+WORKFLOWS = sorted(FOLDER.glob("*.json"))
+NANO_VIDEO = [path for path in WORKFLOWS if "nano" in path.stem and "video" in path.stem]
+RUN_MS = 120_000
+
+by_name = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+def open_file(page, path):
+    """Load a UI-form workflow into the canvas and return it."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    page.evaluate("(workflow) => window.app.loadGraphData(workflow)", workflow)
+    page.wait_for_function("(n) => window.app.graph.nodes.length === n", arg=len(workflow["nodes"]))
+    return workflow
+
+
+def test_workflows_are_shipped_for_nano_and_for_real_checkpoints():
+    names = [path.stem for path in WORKFLOWS]
+    assert sum("nano" in name for name in names) >= 3
+    assert sum("nano" not in name for name in names) >= 3
+    for path in WORKFLOWS:
+        assert path.with_suffix(".jpg").is_file(), f"{path.stem} has no thumbnail"
+
+
+@by_name
+def test_api_twin_is_what_the_page_exports(page, path, request):
+    open_file(page, path)
+    exported = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    twin = FOLDER / "api" / path.name
+    if request.config.getoption("--export-workflows"):
+        twin.parent.mkdir(exist_ok=True)
+        text = json.dumps(exported, indent=2, ensure_ascii=False)
+        twin.write_text(text + "\n", encoding="utf-8")
+    assert json.loads(twin.read_text(encoding="utf-8")) == exported
+
+
+@by_name
+def test_page_reads_every_widget_where_the_file_put_it(page, path):
+    workflow = open_file(page, path)
+    nodes = page.evaluate("() => window.app.graph.serialize().nodes")
+    in_page = {node["id"]: node for node in nodes}
+    known = page.evaluate("() => Object.keys(LiteGraph.registered_node_types)")
+    for node in workflow["nodes"]:
+        assert node["type"] in known or node["type"] in ("MarkdownNote", "Note")
+        values = node.get("widgets_values") or []
+        assert (in_page[node["id"]].get("widgets_values") or []) == values, node["type"]
+    assert page.console.from_the_pack() == []
+
+
+@pytest.mark.parametrize("path", NANO_VIDEO[:1], ids=lambda path: path.stem)
+def test_creator_opens_a_template_presses_run_and_sees_the_video(page, path, artifacts):
+    page.get_by_text("Templates", exact=True).first.click()
+    page.get_by_text(PACK, exact=True).first.click()
+    page.get_by_test_id(f"template-workflow-{path.stem}").click()
+    count = len(json.loads(path.read_text(encoding="utf-8"))["nodes"])
+    page.wait_for_function("(n) => window.app.graph.nodes.length === n", arg=count)
+    page.screenshot(path=artifacts / f"{path.stem}_opened.png")
+
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('video')].some("
+        "video => video.readyState >= 2 && video.videoWidth > 0)",
+        timeout=RUN_MS,
+    )
+    video = page.locator("video").first
+    assert "/view?" in (video.get_attribute("src") or video.evaluate("v => v.currentSrc"))
+    assert video.evaluate("v => v.duration") > 0.5
+    page.screenshot(path=artifacts / f"{path.stem}_done.png")
+    assert page.console.from_the_pack() == []
