@@ -241,7 +241,7 @@ def load_nano_text_encoder(
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118
+            state = {name: file.get_tensor(name).to(dtype=dtype) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     description = json.loads(metadata.get(METADATA_KEY, "{}"))
