@@ -1,0 +1,43 @@
+"""IMAGE tensors (B, H, W, 3 in 0..1) and LATENT dictionaries <-> the core's tensors.
+
+Letters: B batch, C channels, F frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..kandinsky_core.shapes import cover_crop
+
+
+def fill_size(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize images to fill a size, aspect kept and the middle cut out.
+
+    Args:
+        image: IMAGE (B, H, W, 3 or 4) in 0..1; an alpha channel is dropped.
+        height: Wanted height, pixels.
+        width: Wanted width, pixels.
+
+    Returns:
+        IMAGE (B, height, width, 3) in 0..1.
+    """
+    pixels = rearrange(image[..., :3], "b h w c -> b c h w")
+    crop = cover_crop(tuple(pixels.shape[-2:]), (height, width))
+    if crop.resized != tuple(pixels.shape[-2:]):
+        pixels = F.interpolate(pixels, size=crop.resized, mode="bicubic", antialias=True)
+    pixels = pixels[..., crop.top : crop.top + height, crop.left : crop.left + width]
+    return rearrange(pixels, "b c h w -> b h w c").clamp(0, 1)
+
+
+def to_unit_range(image: Tensor) -> Tensor:
+    """IMAGE (B, H, W, 3) in 0..1 -> pixels (B, 3, H, W) in [-1, 1]."""
+    return rearrange(image, "b h w c -> b c h w") * 2 - 1
+
+
+def pixels_to_image(pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, F, H, W) in [-1, 1] -> IMAGE (B F, H, W, 3) in 0..1, fp32 on the CPU."""
+    image = rearrange(pixels, "b c f h w -> (b f) h w c")
+    return (image.to("cpu", torch.float32) + 1).div_(2).clamp_(0, 1)

@@ -1,0 +1,49 @@
+"""Everything that knows ComfyUI's internals: the only importer of comfy.* and folder_paths.
+
+Written for ComfyUI 0.3.75 and later. What the node files need is listed here; the classes
+behind it (MODEL, CLIP, VAE) are subclasses of ComfyUI's own, so native nodes take them.
+"""
+
+from __future__ import annotations
+
+from .files import NANO, Folder, choices, locate
+from .model import (
+    FIRST_FRAME,
+    FIRST_FRAME_SPACE,
+    WEIGHT_DTYPES,
+    load_model,
+    makes_images_only,
+    model_info,
+    settings_for,
+    to_model_space,
+    to_vae_space,
+)
+from .run import set_conditioning
+from .sampling import sample_latents, sampling_shift
+from .text import TASKS, encode_text, load_text_encoders
+from .vae import decode_frames, encode_images, load_vae
+
+__all__ = [
+    "FIRST_FRAME",
+    "FIRST_FRAME_SPACE",
+    "NANO",
+    "TASKS",
+    "WEIGHT_DTYPES",
+    "Folder",
+    "choices",
+    "decode_frames",
+    "encode_images",
+    "encode_text",
+    "load_model",
+    "load_text_encoders",
+    "load_vae",
+    "locate",
+    "makes_images_only",
+    "model_info",
+    "sample_latents",
+    "sampling_shift",
+    "set_conditioning",
+    "settings_for",
+    "to_model_space",
+    "to_vae_space",
+]

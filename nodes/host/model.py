@@ -1,0 +1,326 @@
+"""MODEL: CrossDiT as one of ComfyUI's own diffusion models.
+
+ComfyUI's layer factory builds the network, so casting, partial loading, LoRA, merging and saving
+are ComfyUI's. Weights keep the checkpoint's names.
+Letters: B batch, C channels, T H W latent grid, L text tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.ops
+import comfy.patcher_extension
+import comfy.supported_models_base
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...kandinsky_core.checkpoint import CheckpointInfo, assign_weights, open_checkpoint
+from ...kandinsky_core.config import DiTConfig
+from ...kandinsky_core.flow import VisualCondition
+from ...kandinsky_core.models import CrossDiT
+from ...kandinsky_core.settings import SamplingSettings
+from ...kandinsky_core.shapes import RELEASED
+from .latents import LatentSpace, space_of_transformer
+from .sampling import FlowSampling
+
+WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
+    "default": None,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
+"""Choices of the loader -> dtype the weights are stored in; None leaves it to ComfyUI."""
+
+FIRST_FRAME = "k5_first_frame"
+"""Conditioning key: encoded image (B or 1, C, 1, H, W) in VAE space."""
+FIRST_FRAME_SPACE = "k5_first_frame_space"
+"""Conditioning key: name of the latent space it was encoded into."""
+
+TIME_SCALE = 1000.0
+"""ComfyUI hands over 1000 t."""
+
+
+class Network(CrossDiT):
+    """CrossDiT called the way ComfyUI calls a diffusion model."""
+
+    def __init__(
+        self,
+        *,
+        config: DiTConfig,
+        operations: Any,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(config, ops=operations, dtype=dtype, device=device)
+        self.dtype = dtype
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        control: Any = None,  # noqa: ARG002  part of the host's call
+        transformer_options: dict[str, Any] | None = None,
+        **extra: Any,
+    ) -> Tensor:
+        """Predict the velocity; wrappers such as EasyCache go around it.
+
+        Args:
+            x: Noisy latents (B, C, T, H, W), or (B, C, H, W) for an image.
+            timestep: 1000 t, (B,).
+            context: Text tokens (B, L, D_text).
+            control: Unused; the family has no control networks.
+            transformer_options: The host's patches and wrappers.
+            extra: What `Kandinsky5.extra_conds` returns.
+
+        Returns:
+            Velocity of the shape of x.
+        """
+        options = transformer_options or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(
+            self._velocity, self, wrappers
+        )
+        return executor.execute(x, timestep, context, options, **extra)
+
+    def _velocity(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        _options: dict[str, Any],
+        *,
+        pooled: Tensor,
+        rope_scale: tuple[float, float, float],
+        text_mask: Tensor | None = None,
+        first_frame: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        is_image = x.ndim == 4
+        latents = x[:, :, None] if is_image else x
+        condition = VisualCondition(first_frame=first_frame)
+        velocity = super().forward(
+            condition.network_input(latents, self.config.visual_cond),
+            timestep.float() / TIME_SCALE,
+            context,
+            pooled,
+            None if text_mask is None else text_mask.bool(),
+            rope_scale=rope_scale,
+        )
+        return velocity[:, :, 0] if is_image else velocity
+
+
+class ModelConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI wants to know of a model before it is built."""
+
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012  the host copies it
+    # not fp16: the residual stream of the large models leaves its range
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]  # noqa: RUF012
+
+    def __init__(self, info: CheckpointInfo, space: LatentSpace) -> None:
+        super().__init__({"config": info.config})
+        self.sampling_settings = {"shift": info.settings.shift}
+        self.latent_format = space.latent_format()
+        # these cast each weight to the dtype of its input, which the fp32 islands rely on
+        self.custom_operations = comfy.ops.manual_cast
+
+
+class Kandinsky5(comfy.model_base.BaseModel):
+    """The model around the network: conditioning in, denoised latents out."""
+
+    def __init__(self, model_config: ModelConfig, info: CheckpointInfo, space: LatentSpace) -> None:
+        super().__init__(
+            model_config, comfy.model_base.ModelType.FLOW, device="meta", unet_model=Network
+        )
+        self.model_sampling = FlowSampling(model_config)
+        self.info = info
+        self.space = space
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
+        """Turn one entry of a CONDITIONING into arguments of `Network`.
+
+        Entries are batched only where all shapes agree: the host would otherwise repeat the
+        shorter text, which changes the result of this model.
+        """
+        noise, config = kwargs["noise"], self.info.config
+        which = kwargs.get("prompt_type", "positive")
+        tokens, pooled = kwargs.get("cross_attn"), kwargs.get("pooled_output")
+        if tokens is None or pooled is None:
+            raise ValueError(
+                f"{which}: expected text tokens and a pooled vector, found "
+                f"{'no tokens' if tokens is None else 'no pooled vector'}; encode the prompt with "
+                "the CLIP of Load Text Encoders (Kandinsky 5)."
+            )
+        expected, found = (
+            (config.text_dim, config.pooled_dim),
+            (tokens.shape[-1], pooled.shape[-1]),
+        )
+        if found != expected:
+            raise ValueError(
+                f"{which}: this model reads text of widths {expected} (tokens, pooled), the "
+                f"prompt was encoded with widths {found}; load the text encoders that belong to "
+                f"the model ({self.info.variant})."
+            )
+        if noise.shape[1] != config.latent_channels:
+            raise ValueError(
+                f"latent: this model has {config.latent_channels} channels, the latent has "
+                f"{noise.shape[1]}; make it with Empty Latent (Kandinsky 5)."
+            )
+        size = _pixel_size(noise)
+        conds = {
+            "c_crossattn": comfy.conds.CONDRegular(tokens),
+            "pooled": comfy.conds.CONDRegular(pooled),
+            "rope_scale": comfy.conds.CONDConstant(self.info.settings.rope_scale_for(*size)),
+        }
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.shape == tokens.shape[:2] and not mask.all():
+            conds["text_mask"] = comfy.conds.CONDRegular(mask.float())
+        if kwargs.get(FIRST_FRAME) is not None:
+            frame = self._first_frame(kwargs[FIRST_FRAME], kwargs.get(FIRST_FRAME_SPACE), noise)
+            conds["first_frame"] = comfy.conds.CONDRegular(frame)
+        return conds
+
+    def _first_frame(self, frame: Tensor, space: str | None, noise: Tensor) -> Tensor:
+        """Check an encoded image against the model and the latent; returns it in model space."""
+        if not self.info.config.visual_cond:
+            raise ValueError(
+                f"model: {self.info.variant} makes images from text and takes no first frame; "
+                "use an image-to-video checkpoint."
+            )
+        if space is not None and space != self.space.name:
+            raise ValueError(
+                f"vae: the first frame was encoded with the {space} VAE, this model "
+                f"({self.info.variant}) needs the {self.space.name} VAE; load that one."
+            )
+        if noise.ndim != 5 or frame.shape[-2:] != noise.shape[-2:]:
+            wanted, given = ("x".join(map(str, _pixel_size(each))) for each in (noise, frame))
+            raise ValueError(
+                f"latent: its frames are {wanted} pixels (height x width), the first frame is "
+                f"{given}; use the latent that Image to Video (Kandinsky 5) returns."
+            )
+        return self.process_latent_in(frame)
+
+    def _apply_model(
+        self, x: Tensor, t: Tensor, *args: Any, first_frame: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Denoise; a first frame is put into x, and into the result, so that any sampler lands
+        on it exactly."""
+        if first_frame is None:
+            return super()._apply_model(x, t, *args, **kwargs)
+        condition = VisualCondition(first_frame=first_frame)
+        denoised = super()._apply_model(
+            condition.impose(x), t, *args, first_frame=first_frame, **kwargs
+        )
+        return condition.impose(denoised)
+
+    def memory_required(
+        self,
+        input_shape: Any,
+        cond_shapes: Any = None,  # noqa: ARG002  text is small beside the video
+    ) -> float:
+        """Bytes of activations at the widest point of a block, for one call on `input_shape`."""
+        config = self.info.config
+        cells = input_shape[0]
+        for side in input_shape[2:]:
+            cells *= side
+        tokens = cells / config.patch_volume
+        dtype = self.manual_cast_dtype or self.get_dtype()
+        item = comfy.model_management.dtype_size(dtype)
+        # widest: the hidden layer before and after its GELU, or queries, keys, values and their
+        # rotated copies; beside it the stream, its norm and the update in fp32
+        widest = max(2 * config.ff_dim, 6 * config.model_dim) * item
+        return tokens * (widest + 3 * 4 * config.model_dim)
+
+
+def load_model(path: Path, weight_dtype: str = "default") -> ModelPatcher:
+    """Make a MODEL from a checkpoint.
+
+    Args:
+        path: File or folder of weights.
+        weight_dtype: Key of `WEIGHT_DTYPES`.
+
+    Returns:
+        A ModelPatcher whose `.model` is a `Kandinsky5`.
+
+    Raises:
+        CheckpointError: The file is damaged or of another model.
+    """
+    checkpoint = open_checkpoint(path, component="transformer")
+    info = checkpoint.info
+    device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    dtype = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
+        model_params=info.num_parameters,
+        supported_dtypes=ModelConfig.supported_inference_dtypes,
+        weight_dtype=info.dtype,
+    )
+    space = space_of_transformer(info)
+    config = ModelConfig(info, space)
+    config.set_inference_dtype(
+        dtype,
+        comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes),
+    )
+    model = Kandinsky5(config, info, space)
+    with checkpoint:
+        assign_weights(model.diffusion_model, checkpoint)
+    # one-dimensional weights (norms, biases) are few and suffer most from 8 bits
+    small = torch.bfloat16 if dtype.itemsize == 1 else dtype
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype if parameter.ndim > 1 else small)
+    model.device = offload_device
+    return ModelPatcher(model, load_device=device, offload_device=offload_device)
+
+
+def model_info(model: ModelPatcher) -> CheckpointInfo:
+    """What the checkpoint of a MODEL is.
+
+    Raises:
+        ValueError: The MODEL was made by another node.
+    """
+    if not isinstance(model.model, Kandinsky5):
+        raise ValueError(
+            "model: expected one from Load Model (Kandinsky 5), found "
+            f"{type(model.model).__name__}; this node reads the checkpoint's own settings."
+        )
+    return model.model.info
+
+
+def settings_for(model: ModelPatcher, latent: dict[str, Any] | None) -> SamplingSettings:
+    """The checkpoint's settings, of the size class that a LATENT belongs to if one is given."""
+    settings = model_info(model).settings
+    assert settings is not None, "only transformers make a MODEL"
+    if latent is None:
+        return settings
+    return settings.for_size(*_pixel_size(latent["samples"]))
+
+
+def makes_images_only(model: ModelPatcher) -> bool:
+    """Whether a MODEL works on the latents of the image VAE."""
+    return model.model.latent_format.latent_dimensions == 2
+
+
+def to_model_space(model: ModelPatcher, latents: Tensor) -> Tensor:
+    """Latents as a LATENT holds them -> as the network sees them."""
+    return model.model.process_latent_in(latents)
+
+
+def to_vae_space(model: ModelPatcher, latents: Tensor) -> Tensor:
+    """Latents as the network sees them -> as a LATENT holds them."""
+    return model.model.process_latent_out(latents)
+
+
+def _pixel_size(latents: Tensor) -> tuple[int, int]:
+    """Height and width in pixels of latents (..., h, w)."""
+    _, space_h, space_w = RELEASED.compression_thw
+    return latents.shape[-2] * space_h, latents.shape[-1] * space_w

@@ -1,0 +1,35 @@
+"""What a running node tells ComfyUI, and what ComfyUI tells it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import node_helpers
+
+
+def check_cancelled() -> None:
+    """Raise ComfyUI's interrupt exception if the user pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+class Progress:
+    """The progress bar on the node that is running; each step is also a place to cancel."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = comfy.utils.ProgressBar(total)
+
+    def advance(self, amount: int = 1) -> None:
+        """Move the bar.
+
+        Raises:
+            InterruptProcessingException: The user pressed Cancel.
+        """
+        check_cancelled()
+        self._bar.update(amount)
+
+
+def set_conditioning(conditioning: list[Any], values: dict[str, Any]) -> list[Any]:
+    """Copy a CONDITIONING with `values` added to each of its entries."""
+    return node_helpers.conditioning_set_values(conditioning, values)

@@ -1,0 +1,113 @@
+"""Schedules and sampling through ComfyUI's own entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+from torch import Tensor
+
+from ...kandinsky_core.flow import sample
+
+TABLE_LENGTH = 8400
+"""Entries of the sigma table. The native `simple` scheduler picks from it at equal distances,
+so it is exact for every step count that divides this: to 8, 10, 12, 14 to 16, 20, 28, 30, 50."""
+
+
+class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """ComfyUI's flow sampling with a table fine enough for any usual number of steps."""
+
+    def set_parameters(
+        self, shift: float = 1.0, timesteps: int = TABLE_LENGTH, multiplier: float = 1000
+    ) -> None:
+        super().set_parameters(shift=shift, timesteps=timesteps, multiplier=multiplier)
+
+
+def sampling_shift(model: Any) -> float | None:
+    """The shift that a node such as ModelSamplingSD3 put on a MODEL; None if none did."""
+    patched = model.object_patches.get("model_sampling")
+    return None if patched is None else float(patched.shift)
+
+
+def euler(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,  # noqa: ARG001  the bar is on the node
+) -> Tensor:
+    """The core's Euler sampler in the form of a ComfyUI sampler function.
+
+    Args:
+        model: (x, sigma (B,), **extra_args) -> denoised, guidance and noise mask included.
+        x: (B, C, T, H, W) or (B, C, H, W), noised for sigmas[0].
+        sigmas: Falling times (steps + 1,).
+        extra_args: For the model.
+        callback: Called at every step with what ComfyUI's progress and previews read.
+        disable: Whether the console bar is off.
+
+    Returns:
+        x at sigmas[-1].
+    """
+    ones = x.new_ones([x.shape[0]])
+
+    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        return (x_t - model(x_t, t * ones, **(extra_args or {}))) / t
+
+    for step in sample(velocity, x, sigmas):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        x = step.latents
+        if callback is not None:
+            callback({"i": step.index, "x": x, "denoised": step.denoised, "sigma": step.t})
+    return x
+
+
+def sample_latents(
+    model: Any,
+    latent: dict[str, Any],
+    sigmas: Tensor,
+    *,
+    positive: list[Any],
+    negative: list[Any],
+    cfg: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Sample a LATENT with the core's Euler steps; noise, mask, previews and cancel are ComfyUI's.
+
+    Args:
+        model: MODEL.
+        latent: LATENT; its noise_mask and batch_index are honoured.
+        sigmas: Times (steps + 1,); empty returns the latent as it is.
+        positive: CONDITIONING.
+        negative: CONDITIONING.
+        cfg: Guidance scale.
+        seed: Of the noise.
+
+    Returns:
+        LATENT.
+    """
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    if len(sigmas) > 1:
+        samples = comfy.sample.sample_custom(
+            model,
+            noise,
+            cfg,
+            comfy.samplers.KSAMPLER(euler),
+            sigmas,
+            positive,
+            negative,
+            samples,
+            noise_mask=latent.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
+    return {**latent, "samples": samples}

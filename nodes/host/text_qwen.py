@@ -1,0 +1,241 @@
+"""Qwen2.5-VL and CLIP-L through ComfyUI's own text models, with the reference's templates.
+
+Differs from ComfyUI's native Kandinsky 5 encoder: the tokens are Qwen's states after its final
+norm, as the transformers were trained, and the cuts are the reference's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.sd1_clip
+import comfy.text_encoders.hunyuan_video
+import comfy.text_encoders.qwen_image
+import comfy.utils
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ...kandinsky_core.checkpoint import read_header
+from ...kandinsky_core.text import TEMPLATES
+from ...kandinsky_core.text.qwen_clip import CLIP_LENGTH, halve_images
+from ...kandinsky_core.text.templates import END_TAG, IMAGE_TAGS, TASK_TEMPLATES
+from .prompt import strip_weights
+
+QWEN = "qwen25_7b"
+CLIP_L = "clip_l"
+CROP = "k5_crop"
+"""Entry of the token dictionary: tokens to drop from the front after encoding."""
+
+_HEAD_DIM = 128  # the host's Qwen2.5 has no other
+_UNUSED = ("visual.", "text_projection", "logit_scale", "position_ids")
+
+
+@dataclass(frozen=True)
+class QwenClipWeights:
+    """State dicts of both models under ComfyUI's names."""
+
+    qwen: dict[str, Tensor]
+    clip: dict[str, Tensor]
+    qwen_path: Path
+    clip_path: Path
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(w.numel() for state in (self.qwen, self.clip) for w in state.values())
+
+
+def read_qwen_clip(qwen_path: Path, clip_path: Path) -> QwenClipWeights:
+    """Read both files.
+
+    Raises:
+        ValueError: A file is damaged or of another model.
+    """
+    qwen, clip = (_read(path) for path in (qwen_path, clip_path))
+    if "model.layers.0.self_attn.q_proj.weight" not in qwen or "model.norm.weight" not in qwen:
+        raise ValueError(
+            f"qwen_name: {qwen_path.name} is not a Qwen2.5-VL text encoder; use "
+            "qwen_2.5_vl_7b.safetensors or its fp8 version."
+        )
+    if "text_model.final_layer_norm.weight" not in clip:
+        raise ValueError(
+            f"clip_name: {clip_path.name} is not a CLIP-L text encoder; use clip_l.safetensors."
+        )
+    return QwenClipWeights(qwen, clip, qwen_path, clip_path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    read_header(path)  # refuses pickles and damaged files in one sentence
+    state = comfy.utils.load_torch_file(str(path))
+    renamed = {
+        # transformers >= 4.52 wraps the language model once more
+        "model.language_model.": "model.",
+        "model.visual.": "visual.",
+    }
+    return comfy.utils.state_dict_prefix_replace(state, renamed)
+
+
+class QwenClipTokenizer:
+    """Prompt to tokens, template included."""
+
+    def __init__(
+        self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None
+    ) -> None:
+        data = tokenizer_data or {}
+        self._qwen = comfy.text_encoders.qwen_image.Qwen25_7BVLITokenizer(
+            embedding_directory=embedding_directory, tokenizer_data=data
+        ).tokenizer
+        self._clip = comfy.sd1_clip.SDTokenizer(
+            embedding_directory=embedding_directory, tokenizer_data=data
+        ).tokenizer
+
+    def tokenize_with_weights(
+        self,
+        text: str,
+        return_word_ids: bool = False,
+        *,
+        tokenizer_options: dict[str, Any] | None = None,
+        images: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Tokenize a prompt.
+
+        Args:
+            text: The prompt; it goes in as it is, weights of the form (word:1.2) aside.
+            return_word_ids: Whether each pair gets a third, empty, entry.
+            tokenizer_options: "task" chooses the template.
+            images: Source images (B, 3, H, W) in [-1, 1], which an edit prompt needs.
+        """
+        text = strip_weights(text)
+        kind = TASK_TEMPLATES[(tokenizer_options or {}).get("task", "t2v")]
+        template = TEMPLATES[kind]
+        chat = template.fill(text)
+        pictures: list[dict[str, Any]] = []
+        if kind == "edit":
+            if images is None:
+                raise ValueError(
+                    "image: an edit prompt is encoded together with its source image, found "
+                    "none; connect it, to the negative prompt too."
+                )
+            chat += "".join(IMAGE_TAGS) * len(images) + END_TAG
+            halves = rearrange(halve_images(images), "b c h w -> b h w c") / 255
+            pictures = [{"type": "image", "data": half[None]} for half in halves]
+        limit = None if template.max_tokens is None else template.crop + template.max_tokens
+        ids: list[Any] = self._qwen(chat)["input_ids"][:limit]
+        patch_id = self._qwen.convert_tokens_to_ids(IMAGE_TAGS[1])
+        places = [i for i, token in enumerate(ids) if token == patch_id][-len(pictures) :]
+        for place, picture in zip(places if pictures else [], pictures, strict=True):
+            ids[place] = picture
+        clip_ids = self._clip(text, max_length=CLIP_LENGTH, truncation=True, padding="max_length")[
+            "input_ids"
+        ]
+        tail = (0,) if return_word_ids else ()
+        return {
+            QWEN: [[(token, 1.0, *tail) for token in ids]],
+            CLIP_L: [[(token, 1.0, *tail) for token in clip_ids]],
+            CROP: template.crop,
+        }
+
+    def untokenize(self, pairs: list[tuple[Any, ...]]) -> list[tuple[Any, str]]:
+        """Pair each of Qwen's tokens with its text."""
+        return [(pair, self._qwen.decode([pair[0]])) for pair in pairs]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+
+class QwenClipModel(nn.Module):
+    """Both models behind ComfyUI's contract for text models."""
+
+    def __init__(
+        self,
+        weights: QwenClipWeights,
+        device: Any = "cpu",
+        dtype: torch.dtype | None = None,
+        model_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        options = model_options or {}
+        detected = comfy.text_encoders.hunyuan_video.llama_detect(weights.qwen)
+        factory = comfy.text_encoders.qwen_image.te
+        taken = inspect.signature(factory).parameters
+        build = factory(**{key: value for key, value in detected.items() if key in taken})
+        qwen_options = {**options, f"{QWEN}_model_config": _qwen_config(weights.qwen)}
+        self.qwen = getattr(build(device=device, dtype=dtype, model_options=qwen_options), QWEN)
+        clip_options = {
+            **options,
+            "model_name": CLIP_L,
+            f"{CLIP_L}_model_config": _clip_config(weights.clip),
+        }
+        self.clip = comfy.sd1_clip.SDClipModel(
+            device=device, dtype=dtype, return_projected_pooled=False, model_options=clip_options
+        )
+        self.dtypes = {dtype, detected.get("dtype_llama", dtype)}
+
+    def load_weights(self, weights: QwenClipWeights) -> None:
+        """Fill both models.
+
+        Raises:
+            ValueError: A file lacks weights.
+        """
+        for model, state, path in (
+            (self.qwen, weights.qwen, weights.qwen_path),
+            (self.clip, weights.clip, weights.clip_path),
+        ):
+            missing, _unexpected = model.load_sd(state)
+            missing = [name for name in missing if not any(part in name for part in _UNUSED)]
+            if missing:
+                raise ValueError(
+                    f"{path.name} lacks {len(missing)} of the text encoder's weights, first "
+                    f"{missing[0]}; download it again."
+                )
+
+    def set_clip_options(self, options: dict[str, Any]) -> None:
+        """ComfyUI asks for a layer here (CLIP skip); the reference always takes the last."""
+
+    def reset_clip_options(self) -> None:
+        """Nothing is ever set."""
+
+    def encode_token_weights(self, tokens: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Encode what `QwenClipTokenizer` made: tokens (1, L, 3584), pooled (1, 768)."""
+        states = self.qwen.encode_token_weights(tokens[QWEN])[0]
+        pooled = self.clip.encode_token_weights(tokens[CLIP_L])[1]
+        return states[:, tokens[CROP] :], pooled, {}
+
+    def load_sd(self, sd: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+        """Load either model's weights, told apart by their names."""
+        is_clip = "text_model.final_layer_norm.weight" in sd
+        return (self.clip if is_clip else self.qwen).load_sd(sd)
+
+
+def _qwen_config(state: dict[str, Tensor]) -> dict[str, int]:
+    """Qwen's dimensions, read off its weights."""
+    layer = "model.layers.0"
+    vocab_size, hidden_size = state["model.embed_tokens.weight"].shape
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": state[f"{layer}.mlp.gate_proj.weight"].shape[0],
+        "num_hidden_layers": _count_layers(state, "model.layers."),
+        "num_attention_heads": state[f"{layer}.self_attn.q_proj.weight"].shape[0] // _HEAD_DIM,
+        "num_key_value_heads": state[f"{layer}.self_attn.k_proj.weight"].shape[0] // _HEAD_DIM,
+    }
+
+
+def _clip_config(state: dict[str, Tensor]) -> dict[str, int]:
+    """CLIP's dimensions, read off its weights."""
+    hidden_size = state["text_model.final_layer_norm.weight"].shape[0]
+    return {
+        "hidden_size": hidden_size,
+        "intermediate_size": state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": _count_layers(state, "text_model.encoder.layers."),
+        "num_attention_heads": hidden_size // 64,
+    }
+
+
+def _count_layers(state: dict[str, Tensor], prefix: str) -> int:
+    start = len(prefix)
+    return 1 + max(int(name[start:].split(".")[0]) for name in state if name.startswith(prefix))

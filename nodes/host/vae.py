@@ -1,0 +1,207 @@
+"""VAE: the core's autoencoders as ComfyUI's VAE object, for native nodes and ours.
+
+Letters: B batch, C channels, F frames, T latent frames, h w latent grid.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import torch
+from torch import Tensor, nn
+
+from ...kandinsky_core.checkpoint import load_vae as load_core_vae
+from ...kandinsky_core.config import VideoVAEConfig
+from ...kandinsky_core.models import ImageVAE, VideoVAE, plan_tiles
+from ...kandinsky_core.models.vae_memory import tile_bytes
+from .latents import LatentSpace, space_of_vae
+from .run import Progress
+
+GIB = 2**30
+SAFETY = 0.8
+"""Share of the free memory that a run may plan to use."""
+COMFORTABLE_BUDGET = 8 * GIB
+"""What ComfyUI is asked to free for a run; tiles make do with less."""
+
+
+class Autoencoder(nn.Module):
+    """What ComfyUI calls: pictures are (B, 3, H, W), and each run fits the memory that is free."""
+
+    def __init__(self, network: VideoVAE | ImageVAE) -> None:
+        super().__init__()
+        self.network = network
+        self.is_video = isinstance(network.config, VideoVAEConfig)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, F, H, W), or (B, 3, H, W) for the image VAE, to latents."""
+        clip = pixels if pixels.ndim == 5 else pixels[:, :, None]
+        latents = self.network.encode(clip, memory_budget=free_budget(pixels.device))
+        return latents if pixels.ndim == 5 else latents[:, :, 0]
+
+    def decode(self, latents: Tensor, **_: Any) -> Tensor:
+        """Latents to pixels; the inverse of `encode` in shapes."""
+        clip = latents if latents.ndim == 5 else latents[:, :, None]
+        pixels = self.network.decode(clip, memory_budget=free_budget(latents.device))
+        return pixels if latents.ndim == 5 else pixels[:, :, 0]
+
+
+class VAE(comfy.sd.VAE):
+    """A VAE of the family."""
+
+    def __init__(self, network: VideoVAE | ImageVAE) -> None:
+        # the host's smallest VAE brings every attribute that this version of the host expects
+        super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)})
+        config = network.config
+        self.space: LatentSpace = space_of_vae(config)
+        self.is_video = isinstance(config, VideoVAEConfig)
+        self.latent_channels = config.latent_channels
+        self.latent_dim = 3 if self.is_video else 2
+        self.downscale_ratio: Any = config.spatial_compression
+        self.upscale_ratio: Any = config.spatial_compression
+        if isinstance(config, VideoVAEConfig):
+            time, space = config.temporal_compression, config.spatial_compression
+            self.upscale_ratio = (lambda t: max(0, (t - 1) * time + 1), space, space)
+            self.upscale_index_formula = (time, space, space)
+            self.downscale_ratio = (lambda f: max(0, (f - 1) // time + 1), space, space)
+            self.downscale_index_formula = (time, space, space)
+        self.working_dtypes = [torch.bfloat16, torch.float32]
+        self.vae_dtype = comfy.model_management.vae_dtype(self.device, self.working_dtypes)
+        self.first_stage_model = Autoencoder(network).eval().to(self.vae_dtype)
+        self.memory_used_decode = self._decode_bytes
+        self.memory_used_encode = self._encode_bytes
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.first_stage_model,
+            load_device=self.device,
+            offload_device=comfy.model_management.vae_offload_device(),
+        )
+        self.size = None
+        self.model_size()
+
+    @property
+    def network(self) -> VideoVAE | ImageVAE:
+        """The core's autoencoder."""
+        return self.first_stage_model.network
+
+    def _decode_bytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        grid = shape[2:] if len(shape) == 5 else (1, *shape[2:])
+        return self._bytes((shape[0], shape[1], *grid), dtype, "decode")
+
+    def _encode_bytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        config = self.network.config
+        *frames, height, width = shape[2:]
+        space = config.spatial_compression
+        time = (frames[0] - 1) // config.temporal_compression + 1 if self.is_video else 1
+        grid = (time, height // space, width // space)
+        return self._bytes((shape[0], self.latent_channels, *grid), dtype, "encode")
+
+    def _bytes(self, latent_shape: Sequence[int], dtype: torch.dtype, direction: Any) -> int:
+        """What the host should free: all that one tile would take, up to a comfortable budget."""
+        needed = tile_bytes(
+            self.network.config, latent_shape[2:], latent_shape[0], dtype, direction
+        )
+        return max(1, min(needed, COMFORTABLE_BUDGET))
+
+    def vae_encode_crop_pixels(self, pixels: Tensor) -> Tensor:
+        """Cut an IMAGE to what the VAE takes: sides, and for video frames, that fit."""
+        pixels = super().vae_encode_crop_pixels(pixels)
+        if self.is_video and pixels.ndim == 4:
+            time = self.network.config.temporal_compression
+            frames = (pixels.shape[0] - 1) // time * time + 1
+            if frames != pixels.shape[0]:
+                logging.warning(
+                    "Kandinsky 5: %d frames were cut to %d, the nearest %dk + 1 below.",
+                    pixels.shape[0],
+                    frames,
+                    time,
+                )
+            pixels = pixels[:frames]
+        return pixels
+
+    def get_sd(self) -> dict[str, Tensor]:
+        """Weights under the names that `load_vae` reads back."""
+        return self.network.state_dict()
+
+
+def free_budget(device: torch.device) -> int:
+    """Bytes that a run on `device` may plan with."""
+    return int(comfy.model_management.get_free_memory(device) * SAFETY)
+
+
+def load_vae(path: Path) -> VAE:
+    """Make a VAE from a file.
+
+    Raises:
+        CheckpointError: The file is damaged or of another model.
+    """
+    return VAE(load_core_vae(path))
+
+
+def encode_images(vae: Any, image: Tensor) -> tuple[Tensor, str]:
+    """Encode each image as a clip of one frame.
+
+    Args:
+        vae: VAE.
+        image: IMAGE (B, H, W, 3).
+
+    Returns:
+        Latents (B, C, 1, h, w) in VAE space, and the name of the space.
+
+    Raises:
+        ValueError: The VAE is not one for Kandinsky 5 video.
+    """
+    if not (isinstance(vae, VAE) and vae.is_video):
+        found = f"the {vae.space.name} VAE for images" if isinstance(vae, VAE) else "another VAE"
+        raise ValueError(
+            f"vae: expected the video VAE of the model, found {found}; load it with "
+            "Load VAE (Kandinsky 5)."
+        )
+    latents = torch.cat([vae.encode(frame[None]) for frame in image])
+    return latents, vae.space.name
+
+
+def decode_frames(vae: Any, latents: Tensor, memory_budget_gb: float) -> Iterator[Tensor]:
+    """Decode clip by clip, a few frames at a time, with progress and cancel on the node.
+
+    Args:
+        vae: From `load_vae`.
+        latents: (B, C, T, h, w), or (B, C, h, w) for images, in VAE space.
+        memory_budget_gb: GiB that the work may take; 0 uses what is free.
+
+    Yields:
+        Pixels (1, 3, f, H, W), about [-1, 1].
+
+    Raises:
+        ValueError: The latents are not this VAE's, or the budget is too small.
+    """
+    if not isinstance(vae, VAE):
+        raise ValueError(
+            "vae: expected one from Load VAE (Kandinsky 5); for other VAEs use VAE Decode."
+        )
+    if latents.shape[1] != vae.latent_channels or latents.ndim not in (4, 5):
+        raise ValueError(
+            f"latent: the {vae.space.name} VAE decodes {vae.latent_channels} channels, found a "
+            f"latent of shape {tuple(latents.shape)}; load the VAE that belongs to the model."
+        )
+    if not vae.is_video and latents.ndim == 5 and latents.shape[2] > 1:
+        raise ValueError(
+            f"vae: the {vae.space.name} VAE decodes images, found a video latent of "
+            f"{latents.shape[2]} frames; load the model's video VAE."
+        )
+    clips = latents if latents.ndim == 5 else latents[:, :, None]
+    needed = vae.memory_used_decode(clips[:1].shape, vae.vae_dtype)
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
+    budget = int(memory_budget_gb * GIB) or free_budget(vae.device)
+    plan = plan_tiles(vae.network.config, clips[:1].shape, budget, vae.vae_dtype)
+    progress = Progress(len(clips) * plan.num_tiles)
+    for clip in clips.split(1):
+        yield from vae.network.decode_frames(
+            clip.to(vae.device, torch.float32),
+            tiling=plan,
+            on_tile=lambda _done, _total: progress.advance(),
+        )

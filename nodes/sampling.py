@@ -1,0 +1,213 @@
+"""Settings of a checkpoint, the schedule of times, and the Euler sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..kandinsky_core.flow import timesteps
+from . import host
+
+CATEGORY = "Kandinsky 5"
+
+
+def schedule_inputs() -> list[io.Input]:
+    """Steps, shift and denoise; 0 asks the checkpoint."""
+    return [
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Sampling steps; 0 uses the number the checkpoint was made for.",
+        ),
+        io.Float.Input(
+            "shift",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip=(
+                "How much of the steps goes to the noisy part; higher gives more to motion and "
+                "layout. 0 uses the checkpoint's, or what ModelSamplingSD3 set on the model."
+            ),
+        ),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip=(
+                "Below 1 starts from the given latent instead of pure noise, as in KSampler: "
+                "lower keeps more of it."
+            ),
+        ),
+    ]
+
+
+def make_sigmas(
+    model: Any, steps: int, shift: float, denoise: float, latent: dict[str, Any] | None
+) -> torch.Tensor:
+    """The core's times, cut to the last `steps` for a denoise below 1 as ComfyUI does."""
+    if denoise <= 0.0:
+        return torch.empty(0)
+    settings = host.settings_for(model, latent)
+    steps = steps or settings.num_steps
+    shift = shift or host.sampling_shift(model) or settings.shift
+    total = steps if denoise > 0.9999 else int(steps / denoise)
+    return timesteps(total, shift)[-(steps + 1) :]
+
+
+class Settings(io.ComfyNode):
+    """What a checkpoint was made for."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="K5_Settings",
+            display_name="Checkpoint Settings (Kandinsky 5)",
+            category=CATEGORY,
+            description=(
+                "The settings a checkpoint was made for, as numbers for native nodes: connect "
+                "them to steps, cfg, width and so on."
+            ),
+            inputs=[io.Model.Input("model", tooltip="From Load Model (Kandinsky 5).")],
+            outputs=[
+                io.Int.Output("steps", display_name="steps"),
+                io.Float.Output("cfg", display_name="cfg"),
+                io.Float.Output("shift", display_name="shift"),
+                io.Float.Output("fps", display_name="fps"),
+                io.Int.Output("width", display_name="width"),
+                io.Int.Output("height", display_name="height"),
+                io.Int.Output("length", display_name="length"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any) -> io.NodeOutput:
+        settings = host.settings_for(model, None)
+        height, width = settings.default_size
+        return io.NodeOutput(
+            settings.num_steps,
+            settings.guidance_scale,
+            settings.shift,
+            float(settings.fps),
+            width,
+            height,
+            settings.num_frames,
+        )
+
+
+class Schedule(io.ComfyNode):
+    """The times of a run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="K5_Schedule",
+            display_name="Schedule (Kandinsky 5)",
+            category=CATEGORY,
+            description=(
+                "The sigmas of the reference, for SamplerCustom or Sampler (Kandinsky 5). With "
+                "the euler sampler this is what the model was trained to follow."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="Its checkpoint gives steps and shift."),
+                *schedule_inputs(),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="What will be sampled: some checkpoints change the shift with size.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output(tooltip="From 1 (noise) to 0.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        steps: int,
+        shift: float,
+        denoise: float,
+        latent: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(make_sigmas(model, steps, shift, denoise, latent))
+
+
+class Sampler(io.ComfyNode):
+    """The reference's sampler."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="K5_Sampler",
+            display_name="Sampler (Kandinsky 5)",
+            category=CATEGORY,
+            description=(
+                "Samples with the settings of the checkpoint and plain Euler steps. KSampler with "
+                "euler and simple gives the same latents."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The model, with or without LoRA and patches."),
+                io.Conditioning.Input("positive", tooltip="What to make."),
+                io.Conditioning.Input("negative", tooltip="What to guide away from."),
+                io.Latent.Input("latent", tooltip="From Empty Latent or Image to Video."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of the noise; the same seed gives the same result.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip=(
+                        "Guidance: 1 is none and twice as fast; 0 uses what the checkpoint was "
+                        "made for."
+                    ),
+                ),
+                *schedule_inputs(),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="Times to use instead of steps, shift and denoise.",
+                ),
+            ],
+            outputs=[io.Latent.Output("latent_out", display_name="latent")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: dict[str, Any],
+        seed: int,
+        cfg: float,
+        steps: int,
+        shift: float,
+        denoise: float,
+        sigmas: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        if sigmas is None:
+            sigmas = make_sigmas(model, steps, shift, denoise, latent)
+        sampled = host.sample_latents(
+            model,
+            latent,
+            sigmas,
+            positive=positive,
+            negative=negative,
+            cfg=cfg or host.settings_for(model, latent).guidance_scale,
+            seed=seed,
+        )
+        return io.NodeOutput(sampled)
