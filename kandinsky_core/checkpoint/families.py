@@ -1,43 +1,39 @@
 """Which model a list of tensor names belongs to: ours, or one that users mistake for it.
 
 A signature is a tensor name that only one layout has. What stands before it in a file is that
-file's prefix ("model.diffusion_model.", "transformer.", "vae."...), so prefixes need no list.
+file's prefix ("model.diffusion_model.", "transformer."...), so prefixes need no list.
+Autoencoders are recognised by `models/vae_keys.py`, which knows both of their layouts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from ..models.vae_keys import VAELayout, detect_vae_layout
 from .header import Component
-
-Layout = Literal["diffusers", "original"]
 
 
 class Family(NamedTuple):
-    """A layout of tensor names that can be loaded."""
+    """What a file holds and how it names it."""
 
-    name: str
     component: Component
-    signature: str
-    layout: Layout = "diffusers"
+    name: str
+    """E.g. "kandinsky5", "video VAE", "clip"."""
+    prefix: str
+    """What stands before the network's own names."""
+    vae_layout: VAELayout | None = None
 
 
-KNOWN: tuple[Family, ...] = (
-    Family(
-        "kandinsky5", "transformer", "visual_transformer_blocks.0.cross_attention.to_key.weight"
-    ),
-    Family("video_vae", "vae", "decoder.up_blocks.0.resnets.0.conv1.conv.weight"),
-    Family("video_vae", "vae", "decoder.up.0.block.0.conv1.conv.weight", "original"),
-    Family("image_vae", "vae", "decoder.up_blocks.0.resnets.0.conv1.weight"),
-    Family("image_vae", "vae", "decoder.up.0.block.0.conv1.weight", "original"),
-    Family("nano", "text_encoder", "layers.0.feed_forward_in.weight"),
-    Family("qwen2.5-vl", "text_encoder", "visual.blocks.0.attn.qkv.weight"),
-    Family("clip", "text_encoder", "text_model.encoder.layers.0.self_attn.q_proj.weight"),
+_KNOWN: tuple[tuple[Component, str, str], ...] = (
+    ("transformer", "kandinsky5", "visual_transformer_blocks.0.cross_attention.to_key.weight"),
+    ("text_encoder", "nano", "layers.0.feed_forward_in.weight"),
+    ("text_encoder", "qwen2.5-vl", "visual.blocks.0.attn.qkv.weight"),
+    ("text_encoder", "clip", "text_model.encoder.layers.0.self_attn.q_proj.weight"),
 )
 
 # (what it is, signatures of its layouts); the first that matches decides
-FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
+_FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a Wan transformer", ("blocks.0.cross_attn.q.weight", "condition_embedder.time_proj.weight")),
     (
         "a HunyuanVideo transformer",
@@ -74,26 +70,25 @@ FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
 _LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lokr_w1", ".hada_w1_a")
 
 
-def find_known(names: Iterable[str]) -> list[tuple[Family, str]]:
-    """The families whose signature is among the names, each with the prefix it stands under.
-
-    A plain name beats a prefixed one, because a network may hold another's names deeper down.
-    """
+def find_known(names: Iterable[str]) -> list[Family]:
+    """The parts of ours that the names hold, transformers first."""
     names = list(names)
     found = []
-    for family in KNOWN:
-        prefixes = [
-            prefix for name in names if (prefix := _prefix(name, family.signature)) is not None
-        ]
+    for component, family, signature in _KNOWN:
+        prefixes = {_prefix(name, signature) for name in names} - {None}
         if prefixes:
-            found.append((family, min(prefixes, key=len)))
+            # a network may hold another's names deeper down
+            found.append(Family(component, family, min(prefixes, key=len)))
+    if layout := detect_vae_layout(names):
+        vae = Family("vae", f"{layout.kind} VAE", layout.prefix, layout)
+        found.insert(int(bool(found) and found[0].component == "transformer"), vae)
     return found
 
 
 def find_foreign(names: Iterable[str]) -> str | None:
     """What other model the names belong to, with its article, or None."""
     names = list(names)
-    for what, signatures in FOREIGN:
+    for what, signatures in _FOREIGN:
         if any(_prefix(name, signature) is not None for name in names for signature in signatures):
             return what
     return None

@@ -18,7 +18,9 @@ import torch
 
 from ..config import DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
 from ..errors import CheckpointError
+from ..models.vae_keys import VAELayout
 from ..settings import DEFAULT_RELEASES, RELEASES, Release, SamplingSettings, find_settings
+from ..variants import VAES
 from .families import Family, find_foreign, find_known, is_lora
 from .header import DTYPES, Component, Header, TensorEntry, read_header
 from .infer import dit_config, matching_variant, vae_mismatch
@@ -52,8 +54,8 @@ def identify(path: str | Path, *, component: Component | None = None) -> Checkpo
         CheckpointError: The file is missing, damaged, of another format, or of another model.
     """
     header = read_header(path, component or "transformer")
-    family, prefix = _find_family(header, component)
-    tensors = strip_prefix(header.tensors, prefix)
+    family = _find_family(header, component)
+    tensors = strip_prefix(header.tensors, family.prefix)
     described = _our_metadata(header)
 
     variant, config, sources = _dimensions(header, family, tensors, described)
@@ -71,7 +73,6 @@ def identify(path: str | Path, *, component: Component | None = None) -> Checkpo
         settings=settings,
         dtype=_main_dtype(tensors),
         num_parameters=sum(entry.size for entry in tensors.values()),
-        prefix=prefix,
         family=family,
         header=header,
         sources=sources,
@@ -100,7 +101,7 @@ def strip_prefix(tensors: Mapping[str, TensorEntry], prefix: str) -> dict[str, T
     }
 
 
-def _find_family(header: Header, component: Component | None) -> tuple[Family, str]:
+def _find_family(header: Header, component: Component | None) -> Family:
     names, path = header.tensors.keys(), header.path
     if is_lora(names):
         raise CheckpointError(
@@ -108,9 +109,9 @@ def _find_family(header: Header, component: Component | None) -> tuple[Family, s
         )
     wanted = component or "transformer"
     known = find_known(names)
-    for family, prefix in known:
+    for family in known:
         if family.component == wanted:
-            return family, prefix
+            return family
     # a file of another model may hold a VAE that looks like ours: the model decides
     if foreign := find_foreign(names) if not _is_language_model(known) else None:
         raise CheckpointError(
@@ -119,9 +120,9 @@ def _find_family(header: Header, component: Component | None) -> tuple[Family, s
     if known and component is None:
         return known[0]
     if known:
-        found = known[0][0]
+        part = known[0].component.replace("_", " ")
         raise CheckpointError(
-            f"{path} is a {found.component.replace('_', ' ')} ({found.name}): "
+            f"{path} holds a {part} ({known[0].name}): "
             f"expected a {wanted.replace('_', ' ')}; give it to the loader for that part."
         )
     first = ", ".join(sorted(names)[:2])
@@ -131,9 +132,9 @@ def _find_family(header: Header, component: Component | None) -> tuple[Family, s
     )
 
 
-def _is_language_model(known: list[tuple[Family, str]]) -> bool:
+def _is_language_model(known: list[Family]) -> bool:
     # Qwen2.5-VL and CLIP have the names of any language model among theirs
-    return any(family.component == "text_encoder" for family, _ in known)
+    return any(family.component == "text_encoder" for family in known)
 
 
 def _our_metadata(header: Header) -> dict[str, Any]:
@@ -161,41 +162,59 @@ def _dimensions(
     if family.component == "text_encoder":
         config = _parse_config(header, NanoTextConfig, stated) if stated else None
         return family.name, config, {"variant": "tensor names", "config": "metadata"}
-    if family.component == "vae":
-        kind = VideoVAEConfig if family.name == "video_vae" else ImageVAEConfig
-        vae_config = _parse_config(header, kind, stated) if stated else kind()
-        if mismatch := vae_mismatch(shapes, family, vae_config):
-            raise CheckpointError(
-                f"{header.path} is not a VAE of the Kandinsky 5 family: it has {mismatch}."
-            )
-        source = "metadata" if stated else "tensor names and shapes"
-        return family.name, vae_config, {"variant": "tensor names", "config": source}
-
-    measured = _measure_dit(header, shapes)
-    if not stated:
-        variant = matching_variant(measured)
-        if variant is None:
-            raise CheckpointError(
-                f"{header.path} is built like Kandinsky 5 but of no known size: it is "
-                f"{measured.model_dim} wide with {measured.num_visual_blocks} visual blocks; "
-                "expected one of the released sizes, or a file whose metadata describes it."
-            )
-        return variant, measured, {"variant": "weights", "config": "weights"}
-    config = _parse_config(header, DiTConfig, stated)
-    for name, value in asdict(config).items():
-        # patch and tables are not in the weights; what is must agree
-        if name not in ("max_text_len", "max_grid_thw") and getattr(measured, name) != value:
-            raise CheckpointError(
-                f"{header.path} contradicts itself: its metadata says {name} {value}, "
-                f"its weights {getattr(measured, name)}; save it again."
-            )
-    variant = matching_variant(config) or "custom"
-    return variant, config, {"variant": "weights", "config": "metadata"}
+    if family.vae_layout:
+        variant, config = _vae_dimensions(header, family.vae_layout, shapes, stated)
+        return (
+            variant,
+            config,
+            {"variant": "weights", "config": "metadata" if stated else "weights"},
+        )
+    if stated:
+        dit = _parse_config(header, DiTConfig, stated)
+        _check_stated(header, dit, _measure_dit(header, shapes, dit))
+        return (
+            matching_variant(dit) or "custom",
+            dit,
+            {"variant": "metadata", "config": "metadata"},
+        )
+    dit = _measure_dit(header, shapes)
+    variant = matching_variant(dit)
+    if variant is None:
+        raise CheckpointError(
+            f"{header.path} is built like Kandinsky 5 but of no known size: it is "
+            f"{dit.model_dim} wide with {dit.num_visual_blocks} visual blocks; "
+            "expected one of the released sizes, or a file whose metadata describes it."
+        )
+    return variant, dit, {"variant": "weights", "config": "weights"}
 
 
-def _measure_dit(header: Header, shapes: Mapping[str, tuple[int, ...]]) -> DiTConfig:
+def _vae_dimensions(
+    header: Header,
+    layout: VAELayout,
+    shapes: Mapping[str, tuple[int, ...]],
+    stated: Mapping[str, Any] | None,
+) -> tuple[str, VideoVAEConfig | ImageVAEConfig]:
+    kind = VideoVAEConfig if layout.kind == "video" else ImageVAEConfig
+    rows = {name: row for name, row in VAES.items() if isinstance(row, kind)}
+    if stated:
+        config = _parse_config(header, kind, stated)
+        name = next((name for name, row in rows.items() if row == config), "custom")
+        rows = {name: config}
+    mismatches = {name: vae_mismatch(shapes, layout, row) for name, row in rows.items()}
+    for name, mismatch in mismatches.items():
+        if mismatch is None:
+            return name, rows[name]
+    raise CheckpointError(
+        f"{header.path} is not a VAE of the Kandinsky 5 family: it has "
+        f"{next(iter(mismatches.values()))}; use HunyuanVideo's for video, FLUX.1's for images."
+    )
+
+
+def _measure_dit(
+    header: Header, shapes: Mapping[str, tuple[int, ...]], stated: DiTConfig | None = None
+) -> DiTConfig:
     try:
-        return dit_config(shapes)
+        return dit_config(shapes, stated)
     except KeyError as error:
         raise CheckpointError(
             f"{header.path} lacks the tensor {error.args[0]}, without which its size cannot be "
@@ -203,8 +222,18 @@ def _measure_dit(header: Header, shapes: Mapping[str, tuple[int, ...]]) -> DiTCo
         ) from error
     except (ValueError, IndexError, TypeError) as error:
         raise CheckpointError(
-            f"{header.path} is built like Kandinsky 5 but does not fit together: {error}."
+            f"{header.path} is built like Kandinsky 5 but does not fit together: {error}; "
+            "download it again."
         ) from error
+
+
+def _check_stated(header: Header, stated: DiTConfig, measured: DiTConfig) -> None:
+    for name, value in asdict(stated).items():
+        if getattr(measured, name) != value:
+            raise CheckpointError(
+                f"{header.path} contradicts itself: its metadata says {name} {value}, "
+                f"its weights {getattr(measured, name)}; save it again."
+            )
 
 
 def _parse_config(header: Header, kind: type[_Config], stated: Mapping[str, Any]) -> _Config:

@@ -35,7 +35,7 @@ class CheckpointInfo:
     kind: Component
     """Part of a model."""
     variant: str
-    """Row of `variants.py`, "custom", or the family of a VAE or text encoder."""
+    """Row of `variants.py` (transformer or VAE), "custom", or a text encoder's name."""
     config: Config | None
     """Dimensions; None for the large text encoders, which bring their own."""
     release: Release | None
@@ -46,14 +46,22 @@ class CheckpointInfo:
     """What most of the weights are stored in."""
     num_parameters: int
     """Elements of all tensors under the prefix."""
-    prefix: str
-    """What stands before the network's own names in the file."""
     family: Family
-    """Layout of the names."""
+    """Names of the tensors: their prefix, and a VAE's layout."""
     header: Header = field(repr=False)
     """The file's header."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Fact -> where it comes from: the weights, metadata, a name, or a default."""
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the network's own names in the file."""
+        return self.family.prefix
+
+    @property
+    def layout(self) -> str:
+        """Naming of the tensors, "diffusers" or "original"."""
+        return self.family.vae_layout.naming if self.family.vae_layout else "diffusers"
 
     @property
     def task(self) -> Task | None:
@@ -81,7 +89,7 @@ class CheckpointInfo:
             "path": str(self.path),
             "kind": self.kind,
             "variant": self.variant,
-            "layout": self.family.layout,
+            "layout": self.layout,
             "prefix": self.prefix,
             "dtype": str(self.dtype).removeprefix("torch."),
             "num_parameters": self.num_parameters,
@@ -95,15 +103,18 @@ class CheckpointInfo:
 
     def describe(self) -> str:
         """Several lines for a reader: what it is, how that is known, what it needs."""
-        billions, dtype = self.num_parameters / 1e9, str(self.dtype).removeprefix("torch.")
+        count, unit = self.num_parameters / 1e9, "billion"
+        if count < 0.1:
+            count, unit = count * 1000, "million"
+        dtype, kind = str(self.dtype).removeprefix("torch."), self.kind.replace("_", " ")
+        naming = f"{self.layout} names" + (f" under {self.prefix!r}" if self.prefix else "")
         lines = [
             str(self.path),
-            f"  {self.variant} {self.kind}, {billions:.3g} billion parameters in {dtype}, "
-            f"{self.family.layout} names" + (f" under {self.prefix!r}" if self.prefix else ""),
+            f"  {self.variant} {kind}, {count:.3g} {unit} parameters in {dtype}, {naming}",
         ]
         for name in ("task", "seconds", "stage"):
             if getattr(self, name) is not None:
-                lines.append(f"  {name} {getattr(self, name)} (from {self.sources[name]})")
+                lines.append(f"  {name} {getattr(self, name)} ({self.sources[name]})")
         classes = [self.settings] if self.settings else []
         while classes and classes[-1].larger:
             classes.append(classes[-1].larger)

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from ..config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from ..errors import CheckpointError
 from ..models import CrossDiT, ImageVAE, TorchOps, VideoVAE
+from ..models.vae_keys import to_diffusers_key, to_diffusers_shape
 from ..text import NanoTextEncoder, load_nano_text_encoder
 from .header import DTYPES, Component, TensorEntry
 from .identify import identify, strip_prefix
 from .info import CheckpointInfo
 
 _Network = TypeVar("_Network", bound=nn.Module)
+Shape = tuple[int, ...]
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -157,13 +159,21 @@ def load_vae(
     """
     checkpoint = open_checkpoint(path, component="vae")
     config = checkpoint.info.config
-    with checkpoint:
-        if isinstance(config, VideoVAEConfig):
-            video_vae = VideoVAE(config, ops=ops, device="meta")
-            return assign_weights(video_vae, checkpoint, dtype=dtype, device=device)
+    layout = checkpoint.info.family.vae_layout
+    assert layout is not None
+
+    def to_ours(name: str, shape: Shape) -> tuple[str, Shape]:
+        name = to_diffusers_key(name, layout.num_stages)
+        return name, to_diffusers_shape(name, shape)
+
+    network: VideoVAE | ImageVAE
+    if isinstance(config, VideoVAEConfig):
+        network = VideoVAE(config, ops=ops, device="meta")
+    else:
         assert isinstance(config, ImageVAEConfig)
-        image_vae = ImageVAE(config, ops=ops, device="meta")
-        return assign_weights(image_vae, checkpoint, dtype=dtype, device=device)
+        network = ImageVAE(config, ops=ops, device="meta")
+    with checkpoint:
+        return assign_weights(network, checkpoint, dtype=dtype, device=device, convert=to_ours)
 
 
 def load_text_encoder_nano(
@@ -202,7 +212,7 @@ def assign_weights(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    rename: Callable[[str], str] = str,
+    convert: Callable[[str, Shape], tuple[str, Shape]] = lambda name, shape: (name, shape),
 ) -> _Network:
     """Give a network built on the meta device the tensors of a checkpoint.
 
@@ -211,7 +221,7 @@ def assign_weights(
         checkpoint: Its tensors.
         dtype: Storage dtype of floating tensors; None keeps the checkpoint's.
         device: Where tensors go.
-        rename: Name in the checkpoint -> name in the network.
+        convert: Name and shape in the checkpoint -> name and shape in the network.
 
     Returns:
         The same network in evaluation mode without gradients.
@@ -220,12 +230,15 @@ def assign_weights(
         CheckpointError: Names or shapes are not exactly the network's.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    sources = {rename(name): name for name in checkpoint}
-    found = {name: checkpoint.entries[source].shape for name, source in sources.items()}
+    found: dict[str, Shape] = {}
+    sources: dict[str, str] = {}
+    for source, entry in checkpoint.entries.items():
+        name, found_shape = convert(source, entry.shape)
+        found[name], sources[name] = found_shape, source
     check_names_and_shapes(checkpoint.info.path, expected, found)
     if torch.device(device).type != "meta":
         for name, source in sources.items():
-            tensor = checkpoint[source]
+            tensor = checkpoint[source].reshape(found[name])
             tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
             _assign(network, name, tensor)
         left = [name for name, tensor in network.named_buffers() if tensor.is_meta]
@@ -235,8 +248,8 @@ def assign_weights(
 
 def check_names_and_shapes(
     path: Path,
-    expected: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, Shape],
+    found: Mapping[str, Shape],
 ) -> None:
     """Compare what a network needs with what a checkpoint holds.
 
