@@ -1,4 +1,4 @@
-"""A synthetic world of coloured shapes: scenes, frames, captions and an oracle that measures clips."""
+"""A synthetic world of coloured shapes: scenes, frames, captions and a judge of clips."""
 
 from .captions import LANGUAGES, caption, vocabulary, words
 from .heldout import HeldOut, heldout_captions, heldout_checksum, is_held_out

@@ -1,4 +1,4 @@
-"""Measures the oracle on ground truth: ``python -m kandinsky_core.training.world [--clips 2000]``."""
+"""Measures the oracle on ground truth: ``python -m kandinsky_core.training.world``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .heldout import heldout_checksum
 
 
 def main() -> None:
-    """Prints a table for every kind of clip; the multi-object and hard kinds take a quarter as many."""
+    """Prints a table for every kind of clip; all but the first take a quarter as many."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=2000, help="one-object clips to measure")
     parser.add_argument("--seed", type=int, default=0)

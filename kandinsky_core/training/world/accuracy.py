@@ -1,4 +1,4 @@
-"""How often the oracle is right: tallies with 95 % intervals, and its score on rendered ground truth."""
+"""How often the oracle is right: tallies with 95 % intervals, and its score on ground truth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .scene import Scene
 
 
 def wilson_interval(num_right: int, num: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion, in [0, 1]; (0, 1) when nothing was counted."""
+    """The 95 % Wilson score interval of a proportion, in [0, 1]; all of it for no trials."""
     if num == 0:
         return 0.0, 1.0
     z = 1.959964
@@ -84,7 +84,7 @@ def score_ground_truth(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Tally:
-    """Measures the oracle on rendered scenes, a fifth of them with a moving camera if all may stand.
+    """Measures the oracle on rendered scenes, a fifth of them with a moving camera.
 
     Args:
         num_clips: How many scenes.

@@ -1,4 +1,4 @@
-"""Reads the camera move off the background: a least-squares fit of shift and zoom between the frames."""
+"""Reads the camera move off the background by a least-squares fit of shift and zoom."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 from .scene import CAMERAS, PAN, ZOOM
 
 _SIDE = 64  # the fit runs at this size: dots stay several pixels wide, noise averages out
-# Pulls the fit to rest where the background shows too little to tell; (grey levels a pixel) squared, summed.
-_RIDGE = 40.0
-_ITERATIONS = 4
+_MASK_BORDER = 5  # pixels at that size by which objects are widened, so that their edges stay out
+_ITERATIONS = 5
+# A move must explain this share of the difference between the frames, or none is reported: on a
+# background without texture the fit has only noise to follow, and explains next to nothing.
+_LEAST_GAIN = 0.4
 
 
 def track_camera(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
@@ -23,8 +25,8 @@ def track_camera(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
         background: Where no object is, bool (F, H, W).
 
     Returns:
-        (F, 3): shift x, shift y (screen units, the frame spans [-1, 1]) and log zoom; a point of the
-        world seen at p in the first frame is seen at p * zoom + shift.
+        (F, 3): shift x, shift y (screen units, the frame spans [-1, 1]) and log zoom; what is seen
+        at p in the first frame is seen at p * zoom + shift.
     """
     images = [
         cv2.GaussianBlur(cv2.resize(g, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), (0, 0), 1.0)
@@ -33,7 +35,7 @@ def track_camera(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
     masks = [
         cv2.erode(
             cv2.resize(mask.astype(np.uint8), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA),
-            np.ones((7, 7), np.uint8),
+            np.ones((_MASK_BORDER, _MASK_BORDER), np.uint8),
             borderType=cv2.BORDER_REPLICATE,
         )
         for mask in background
@@ -43,7 +45,14 @@ def track_camera(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
         # The moves are steady: starting where the last two frames point keeps the fit in its basin.
         guess = views[index - 1] + (views[index - 1] - views[index - 2] if index > 1 else 0.0)
         views[index] = _fit(images[0], masks[0], images[index], masks[index], guess)
-    return views
+    moved, rest = (
+        sum(
+            _mean_square(images[0], masks[0], image, mask, view)
+            for image, mask, view in zip(images[1:], masks[1:], track[1:], strict=True)
+        )
+        for track in (views, np.zeros_like(views))
+    )
+    return views if moved < (1 - _LEAST_GAIN) * rest else np.zeros_like(views)
 
 
 def name_camera(views: np.ndarray) -> str:
@@ -70,24 +79,40 @@ def _fit(
     axis = (np.arange(_SIDE) + 0.5) / half - 1
     x, y = np.meshgrid(axis, axis)
     grad_y, grad_x = np.gradient(first, 1 / half)
+    # The last column lets the brightness drift.
     columns = np.stack([grad_x, grad_y, grad_x * x + grad_y * y, np.ones_like(x)], axis=-1)
-    ridge = np.diag([_RIDGE * half**2] * 3 + [0.0])
+    ridge = np.eye(4)  # negligible; keeps a flat picture solvable
     view = guess.copy()
     for _ in range(_ITERATIONS):
-        zoom = math.exp(view[2])
-        # The centre of pixel i lies at (i + 0.5) / half - 1.
-        shift = half * (view[:2] + 1 - zoom) + 0.5 * zoom - 0.5
-        matrix = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]])
-        side = (_SIDE, _SIDE)
-        warped = cv2.warpAffine(image, matrix, side, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-        seen = cv2.warpAffine(mask, matrix, side, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
-        rows = (seen > 0) & (first_mask > 0)
+        error, rows = _difference(first, first_mask, image, mask, view)
         if rows.sum() < _SIDE:
             break
-        slopes, error = columns[rows], (first - warped)[rows]
-        pull = slopes.T @ error - ridge @ np.append(view, 0.0)
-        step = np.linalg.solve(slopes.T @ slopes + ridge, pull)[:3]
+        slopes = columns[rows]
+        step = np.linalg.solve(slopes.T @ slopes + ridge, slopes.T @ error[rows])[:3]
+        zoom = math.exp(view[2])
         view = view + step * np.array([zoom, zoom, 1.0])
         if np.abs(step).max() < 2e-4:
             break
-    return view
+    return np.clip(view, -1.0, 1.0)
+
+
+def _difference(
+    first: np.ndarray, first_mask: np.ndarray, image: np.ndarray, mask: np.ndarray, view: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """``first`` less ``image`` carried back by ``view``, and where both show background."""
+    zoom = math.exp(view[2])
+    # The centre of pixel i lies at (i + 0.5) / half - 1.
+    shift = _SIDE / 2 * (view[:2] + 1 - zoom) + 0.5 * zoom - 0.5
+    matrix, side = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]]), (_SIDE, _SIDE)
+    flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REPLICATE
+    warped = cv2.warpAffine(image, matrix, side, flags=flags, borderMode=border)
+    seen = cv2.warpAffine(mask, matrix, side, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
+    return first - warped, (seen > 0) & (first_mask > 0)
+
+
+def _mean_square(
+    first: np.ndarray, first_mask: np.ndarray, image: np.ndarray, mask: np.ndarray, view: np.ndarray
+) -> float:
+    """Variance of the difference that is left between the frames under ``view``."""
+    error, rows = _difference(first, first_mask, image, mask, view)
+    return float(error[rows].var()) if rows.any() else 0.0

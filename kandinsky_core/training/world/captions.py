@@ -1,7 +1,7 @@
 """Captions of scenes in English and Russian, from a small grammar over the tables of ``lexicon``.
 
-A video caption always names colour, shape and motion of every object, and the camera move when there
-is one; size and background are named about half the time. An image caption names no motion.
+A video caption always names colour, shape and motion of every object, and the camera move when
+there is one; size and background are named about half the time. An image caption names no motion.
 """
 
 from __future__ import annotations

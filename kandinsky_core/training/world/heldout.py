@@ -93,7 +93,7 @@ def heldout_captions(
     rng = np.random.Generator(np.random.PCG64([_TASK_SEEDS[task], num_objects]))
     questions: list[HeldOut] = []
     for number in range(count):
-        # One question of every motion (background) in turn, each walking through its own combinations.
+        # One question of every motion (background) in turn, walking through its combinations.
         turn, place = divmod(number, len(groups))
         group = groups[sorted(groups)[place]]
         shape, color, third = group[turn % len(group)]
@@ -106,7 +106,7 @@ def heldout_captions(
             motion="still" if still else third,
             background=third if still else None,
         )
-        # Languages alternate along the turn, and each combination meets the other one the next time round.
+        # Languages alternate; a combination meets the other one the next time round.
         language = LANGUAGES[(place + turn % len(group) + turn // len(group)) % len(LANGUAGES)]
         text = caption(scene, rng, language, still, with_background=True if still else None)
         questions.append(HeldOut(text, scene, 1000 + number, language))

@@ -1,7 +1,7 @@
-"""Measures a clip by looking: objects, their shape, colour, size and motion, the background and the camera.
+"""Measures a clip by looking: the objects with shape, colour, size and motion, and the camera.
 
-The oracle knows the world's tables and nothing of the scene. It judges what a model draws, so it was measured on
-ground truth and fixed before training: ``python -m kandinsky_core.training.world``.
+The oracle knows the world's tables and nothing of the scene. It judges what a model draws, so it
+was measured on ground truth (``python -m kandinsky_core.training.world``) and fixed before training.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from .segment import (
 UNKNOWN = "unknown"
 """Reported for an outline, a colour or a path that is none of the world's."""
 
-# How far a measured outline may be from the nearest shape's: nearest neighbours among the shapes are 0.07 apart,
-# strong blur and JPEG artefacts move an outline by up to 0.04, an ellipse of 3:2 is 0.1 from the circle.
+# How far a measured outline may be from the nearest shape's: neighbours among the shapes are 0.07
+# apart, strong blur and JPEG artefacts move an outline by up to 0.04, an ellipse of 3:2 by 0.1.
 _SHAPE_LIMIT = 0.1
 
 
 @dataclass(frozen=True)
 class Track:
-    """Path of an object in the world, camera move removed; arrays over the frames in which it was found."""
+    """Path of an object in the world, camera move removed; arrays over the frames that show it."""
 
     times: np.ndarray
     x: np.ndarray
@@ -136,7 +136,7 @@ def _typical_count(counts: list[int]) -> int:
 
 
 def _link(blobs: list[list[Blob]], count: int) -> list[list[tuple[int, Blob]]]:
-    """Follows ``count`` objects through the frames that show at least so many: (frame, blob) lists."""
+    """Follows ``count`` objects through the frames that show as many: lists of (frame, blob)."""
     if count == 0:
         return []
     tracks: list[list[tuple[int, Blob]]] = []
@@ -217,7 +217,7 @@ def _nearest_shape(magnitudes: np.ndarray) -> str:
 
 
 def _turn(symmetry: float, harmonics: np.ndarray) -> np.ndarray:
-    """Rotation since the first frame, radians clockwise (N,); zero where the outline shows no orientation."""
+    """Rotation since the first frame, radians clockwise (N,); zeros without a symmetry angle."""
     if symmetry == 0:
         return np.zeros(len(harmonics))
     order = round(math.tau / symmetry)
@@ -226,7 +226,7 @@ def _turn(symmetry: float, harmonics: np.ndarray) -> np.ndarray:
 
 
 def _name_motion(track: Track, symmetry: float) -> str:
-    """The motion that a track shows: the strongest of way, growth and turn against their usual size."""
+    """The motion that a track shows: the strongest of way, growth and turn by their usual sizes."""
     ends = min(2, len(track.x))
     net_x = float(track.x[-ends:].mean() - track.x[:ends].mean())
     net_y = float(track.y[-ends:].mean() - track.y[:ends].mean())
@@ -258,12 +258,12 @@ def _name_motion(track: Track, symmetry: float) -> str:
 def correct(measurement: Measurement, scene: Scene) -> dict[str, bool]:
     """Judges a clip against the scene it should show.
 
-    Objects are matched so that as many shapes and colours as possible agree; a row is right when it is right for
-    every object of the scene.
+    Objects are matched so that as many shapes and colours as possible agree; a row is right when it
+    is right for every object of the scene.
 
     Returns:
-        Rows color, shape, motion, size, count, background, camera, and all (colour, shape and motion together). A
-        single image has no rows motion and camera, and its "all" is colour and shape.
+        Rows color, shape, motion, size, count, background, camera, and all (colour, shape and
+        motion together). A single image has no rows motion and camera; its "all" is colour and shape.
     """
     rows = ("shape", "color", "motion", "size")
     wanted, found = scene.objects, measurement.objects

@@ -70,7 +70,7 @@ def shape_outline(shape: str) -> np.ndarray:
 
 
 def _fill(frame: np.ndarray, points: np.ndarray, color: np.ndarray) -> None:
-    """Paints a polygon with corners ``points`` (N, 2), in pixels, into ``frame``, edges by coverage."""
+    """Paints the polygon ``points`` (N, 2), in pixels, into ``frame``, its edges by coverage."""
     height, width = frame.shape[:2]
     low = np.floor(points.min(axis=0)).astype(int) - 1
     high = np.ceil(points.max(axis=0)).astype(int) + 1
@@ -104,7 +104,7 @@ def _shoot(canvas: np.ndarray, size: int, x: float, zoom: float) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _canvas(background: str, size: int) -> np.ndarray:
-    """The whole painted world for frames of ``size`` pixels, uint8 (N, N, 3); always the same dots."""
+    """The painted world for frames of ``size`` pixels, uint8 (N, N, 3); always the same dots."""
     base = np.array(BACKGROUNDS[background], dtype=np.float32)
     num = 2 * math.ceil(_WORLD * _CANVAS_SCALE * size / 2)
     axis = (np.arange(num) + 0.5 - num / 2) / (_CANVAS_SCALE * size / 2)

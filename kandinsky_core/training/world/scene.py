@@ -5,10 +5,11 @@ downwards, so one unit is half the frame whatever its size in pixels. Time runs 
 clip whatever its number of frames. The tables hold nothing that cannot be told apart by looking:
 
 * Shapes have about equal areas, and the star is fat, so that eight-fold compression keeps them.
-* Rotation is clockwise over five sixths of the angle after which the shape looks the same again (100
-  degrees for the triangle, 75 for the square, 60 for the star): the last frame shows a turned shape,
-  and a quarter of the way (one latent frame) is far below half that angle, where the direction would
-  become ambiguous. A circle has no such angle and never rotates. An orbit is one turn, clockwise.
+* Rotation is clockwise over five sixths of the angle after which the shape looks the same again
+  (100 degrees for the triangle, 75 for the square, 60 for the star): the last frame shows a turned
+  shape, and a quarter of the way (one latent frame) is far below half that angle, where the
+  direction would become ambiguous. A circle has no such angle and never rotates. An orbit is one
+  turn, clockwise.
 * The camera moves only over objects that stand still in the world; the textured background tells a
   pan from an object's motion and a zoom from growth.
 """
@@ -124,7 +125,7 @@ class ObjectSpec:
     travel: float = 0.0
     """Length of the path (see ``TRAVEL``), world units; motions in place ignore it."""
     heading: float = 0.0
-    """Radians clockwise from the x axis: where a diagonal leads, where on its circle an orbit starts."""
+    """Radians clockwise from the x axis: where a diagonal leads, where an orbit starts."""
 
     def __post_init__(self) -> None:
         for value, table, name in (

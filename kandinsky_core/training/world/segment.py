@@ -1,9 +1,10 @@
 """Finds the objects of one frame and measures their outlines below the pixel.
 
-An object is a connected region whose colour is far from the background's. Its soft coverage (how much of a pixel it
-fills) comes from where the pixel lies between the two colours; centre and area are moments of the coverage. The outline
-seen from the centre is a radius for every direction, and its Fourier coefficients tell the shapes apart: order 3 for
-the triangle, 4 for the square, 5 for the star, none for the circle; their phase is the orientation.
+An object is a connected region whose colour is far from the background's. Its soft coverage (how
+much of a pixel it fills) comes from where the pixel lies between the two colours; centre and area
+are moments of the coverage. The outline seen from the centre is a radius for every direction, and
+its Fourier coefficients tell the shapes apart: order 3 for the triangle, 4 for the square, 5 for
+the star, none for the circle; their phase is the orientation.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _FAR = (
 )
 _MIN_AREA = 0.02  # world units squared; the smallest object in the world has 0.09
 _MAX_BLOBS = 6
-_COLOR_LIMIT = 45.0  # Lab; the nearest object colours, blue and purple, are 29 apart
+_COLOR_LIMIT = 32.0  # Lab; blue and purple are 29 apart, other object colours further
 
 
 class Blob(NamedTuple):
@@ -40,7 +41,7 @@ class Blob(NamedTuple):
     lab: np.ndarray
     """Median colour of the inner pixels, CIE Lab."""
     harmonics: np.ndarray
-    """Complex Fourier coefficients of radius over angle for ``ORDERS``, relative to the mean radius."""
+    """Complex Fourier coefficients, ``ORDERS``, of radius over angle, relative to its mean."""
 
 
 def to_lab(rgb: np.ndarray) -> np.ndarray:
@@ -86,7 +87,7 @@ def find_blobs(
         background: Lab colour of the background (3,).
 
     Returns:
-        The blobs, largest first, and the mask (H, W) bool of all pixels that are far from the background.
+        The blobs, largest first, and a mask (H, W) bool of all pixels far from the background.
     """
     size = rgb.shape[0]
     unit = size / 2
@@ -114,7 +115,7 @@ def find_blobs(
 def _measure_blob(
     rgb: np.ndarray, lab: np.ndarray, own: np.ndarray, others: np.ndarray, reach: int
 ) -> Blob:
-    """The blob whose pixels are ``own`` (H, W) within a window of the frame, in pixels of the window."""
+    """The blob with the pixels ``own`` (H, W) of a window of the frame, in pixels of the window."""
     depth = cv2.distanceTransform(own, cv2.DIST_L2, 3)
     core = depth >= min(4.0, 0.6 * float(depth.max()))
     near = cv2.dilate(own, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
