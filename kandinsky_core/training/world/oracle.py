@@ -1,7 +1,7 @@
 """Measures a clip by looking: the objects with shape, colour, size and motion, and the camera.
 
 The oracle knows the world's tables and nothing of the scene. It judges what a model draws, so it
-was measured on ground truth (``python -m kandinsky_core.training.world``) and fixed before training.
+was measured on ground truth (``python -m kandinsky_core.training.world``) and then fixed.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ def correct(measurement: Measurement, scene: Scene) -> dict[str, bool]:
 
     Returns:
         Rows color, shape, motion, size, count, background, camera, and all (colour, shape and
-        motion together). A single image has no rows motion and camera; its "all" is colour and shape.
+        motion together). A single image has no rows motion and camera.
     """
     rows = ("shape", "color", "motion", "size")
     wanted, found = scene.objects, measurement.objects
