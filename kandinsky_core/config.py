@@ -109,7 +109,10 @@ class ImageVAEConfig:
     spatial_compression: int = 8
     """Pixels per latent cell, height and width."""
     scaling_factor: float = 0.3611
-    """Model-space latent = VAE latent x this. The reference applies no shift."""
+    """Model-space latent = VAE latent x this."""
+    shift_factor: float = 0.0
+    """Subtracted from the VAE latent before scaling. Zero in the reference, which leaves out
+    FLUX's own shift."""
 
 
 @dataclass(frozen=True)

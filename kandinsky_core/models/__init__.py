@@ -1,9 +1,22 @@
 """The networks: CrossDiT and the two autoencoders."""
 
 from .dit import CrossDiT
+from .latent_space import to_model_space, to_vae_space
 from .ops import Ops, TorchOps
 from .tiling import TilePlan, plan_tiles
 from .vae_image import ImageVAE
+from .vae_memory import tile_bytes
 from .vae_video import VideoVAE
 
-__all__ = ["CrossDiT", "ImageVAE", "Ops", "TilePlan", "TorchOps", "VideoVAE", "plan_tiles"]
+__all__ = [
+    "CrossDiT",
+    "ImageVAE",
+    "Ops",
+    "TilePlan",
+    "TorchOps",
+    "VideoVAE",
+    "plan_tiles",
+    "tile_bytes",
+    "to_model_space",
+    "to_vae_space",
+]

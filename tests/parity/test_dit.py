@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,43 +13,10 @@ from kandinsky_core.config import DiTConfig
 from kandinsky_core.models import CrossDiT
 from kandinsky_core.variants import VARIANTS
 
-pytest.importorskip("diffusers", reason="diffusers is not installed")
-
 from diffusers import Kandinsky5Transformer3DModel
-from diffusers.models.transformers import transformer_kandinsky as upstream
 
+MakePair = Callable[[DiTConfig], tuple[CrossDiT, Kandinsky5Transformer3DModel]]
 RELEASED = ("video_lite", "video_pro", "image_lite", "image_edit")
-
-
-def upstream_model(config: DiTConfig) -> Kandinsky5Transformer3DModel:
-    return Kandinsky5Transformer3DModel(
-        in_visual_dim=config.latent_channels,
-        out_visual_dim=config.latent_channels,
-        in_text_dim=config.text_dim,
-        in_text_dim2=config.pooled_dim,
-        time_dim=config.time_dim,
-        patch_size=config.patch_thw,
-        model_dim=config.model_dim,
-        ff_dim=config.ff_dim,
-        num_text_blocks=config.num_text_blocks,
-        num_visual_blocks=config.num_visual_blocks,
-        axes_dims=config.axes_dims,
-        visual_cond=config.visual_cond,
-    )
-
-
-def shared_pair(config: DiTConfig) -> tuple[CrossDiT, Kandinsky5Transformer3DModel]:
-    """Our network and diffusers' with the same random weights, modulation included."""
-    torch.manual_seed(0)
-    ours = CrossDiT(config).eval()
-    for param in ours.parameters():
-        if param.ndim > 1:
-            torch.nn.init.normal_(param, std=0.7 * param.shape[1] ** -0.5)
-        else:
-            torch.nn.init.normal_(param, mean=float(param.mean() > 0.5), std=0.1)
-    theirs = upstream_model(config).eval()
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    return ours, theirs
 
 
 def run_upstream(
@@ -74,23 +42,6 @@ def run_upstream(
         scale_factor=scale,
     ).sample
     return out.movedim(-1, 1)
-
-
-@pytest.fixture
-def keep_fp32_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neutralise diffusers' rounding of queries and keys to bf16 after RoPE.
-
-    The rounding is `.to(torch.bfloat16)` inside a closure, so the name `bfloat16` that the
-    module sees is pointed at float32.
-    """
-
-    class Torch:
-        bfloat16 = torch.float32
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(torch, name)
-
-    monkeypatch.setattr(upstream, "torch", Torch())
 
 
 def inputs(
@@ -126,9 +77,9 @@ def visual_input(config: DiTConfig, kind: str, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.usefixtures("keep_fp32_rotation")
 @torch.no_grad()
-def test_velocity_equals_diffusers(kind: str, batch: int) -> None:
+def test_velocity_equals_diffusers(kind: str, batch: int, make_pair: MakePair) -> None:
     config = replace(VARIANTS["debug"], visual_cond=kind != "text_to_image")
-    ours, theirs = shared_pair(config)
+    ours, theirs = make_pair(config)
     latent_thw = (1, 10, 6) if kind in ("text_to_image", "edit") else (3, 6, 10)
     x, t, tokens, pooled = inputs(config, batch, latent_thw, text_len=7)
     x = visual_input(config, kind, x)
@@ -142,9 +93,9 @@ def test_velocity_equals_diffusers(kind: str, batch: int) -> None:
 
 
 @torch.no_grad()
-def test_velocity_close_to_untouched_diffusers() -> None:
+def test_velocity_close_to_untouched_diffusers(make_pair: MakePair) -> None:
     config = VARIANTS["debug"]
-    ours, theirs = shared_pair(config)
+    ours, theirs = make_pair(config)
     x, t, tokens, pooled = inputs(config, 2, (3, 6, 10), text_len=7)
     expected = run_upstream(theirs, x, t, tokens, pooled, (1.0, 1.0, 1.0))
     actual = ours(x, t, tokens, pooled)
@@ -153,9 +104,9 @@ def test_velocity_close_to_untouched_diffusers() -> None:
 
 
 @torch.no_grad()
-def test_padded_text_and_batches_equal_single_runs() -> None:
+def test_padded_text_and_batches_equal_single_runs(make_pair: MakePair) -> None:
     config = VARIANTS["debug"]
-    ours, _ = shared_pair(config)
+    ours, _ = make_pair(config)
     x, t, tokens, pooled = inputs(config, 3, (2, 4, 6), text_len=9)
     lengths = (9, 4, 1)
     mask = torch.arange(9) < torch.tensor(lengths)[:, None]
@@ -169,9 +120,9 @@ def test_padded_text_and_batches_equal_single_runs() -> None:
 
 
 @torch.no_grad()
-def test_fused_attention_equals_the_reference_attention() -> None:
+def test_fused_attention_equals_the_reference_attention(make_pair: MakePair) -> None:
     config = VARIANTS["debug"]
-    ours, _ = shared_pair(config)
+    ours, _ = make_pair(config)
     x, t, tokens, pooled = inputs(config, 2, (2, 4, 6), text_len=5)
     mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
     fused = ours(x, t, tokens, pooled, mask)
@@ -180,9 +131,9 @@ def test_fused_attention_equals_the_reference_attention() -> None:
 
 
 @torch.no_grad()
-def test_bf16_run_is_close_to_fp32() -> None:
+def test_bf16_run_is_close_to_fp32(make_pair: MakePair) -> None:
     config = VARIANTS["debug"]
-    ours, _ = shared_pair(config)
+    ours, _ = make_pair(config)
     x, t, tokens, pooled = inputs(config, 1, (2, 4, 6), text_len=5)
     exact = ours(x, t, tokens, pooled)
     rounded = ours.to(torch.bfloat16)(x.bfloat16(), t, tokens.bfloat16(), pooled)
@@ -191,7 +142,9 @@ def test_bf16_run_is_close_to_fp32() -> None:
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_every_released_size_has_diffusers_keys_and_shapes(name: str) -> None:
+def test_every_released_size_has_diffusers_keys_and_shapes(
+    name: str, upstream_model: Callable[[DiTConfig], torch.nn.Module]
+) -> None:
     config = VARIANTS[name]
     ours = CrossDiT(config, device="meta").state_dict()
     with torch.device("meta"):

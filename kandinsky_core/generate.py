@@ -1,0 +1,227 @@
+"""The whole pipeline: prompt (and image) in, latents and frames out.
+
+`generate` reads top to bottom: settle the request, encode the text, encode the image, sample,
+decode. Sources of each part are named where it lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .flow import (
+    Step,
+    VisualCondition,
+    make_noise,
+    normalize_first_frames,
+    sample,
+    timesteps,
+)
+from .guided_model import GuidedModel
+from .models import ImageVAE, VideoVAE, to_model_space, to_vae_space
+from .pipeline import Pipeline
+from .settings import SamplingSettings, Task
+from .shapes import Size, VideoShape, cover_crop, resolve_size
+from .text import TextConditioning
+from .video import to_pixels, to_uint8
+
+IMAGE_TASKS = ("i2v", "i2i")
+"""Tasks that start from an image."""
+STILL_TASKS = ("t2i", "i2i")
+"""Tasks whose result is one frame."""
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """What to make. Everything left at None comes from the checkpoint's settings."""
+
+    prompt: str
+    """What to show."""
+    task: Task = "t2v"
+    """Text or image (first letter) to video or image (last)."""
+    negative_prompt: str | None = None
+    """What to guide away from."""
+    image: np.ndarray | None = None
+    """uint8 (H, W, 3) RGB, for tasks that start from one."""
+    height: int | None = None
+    """Pixels."""
+    width: int | None = None
+    """Pixels."""
+    num_frames: int | None = None
+    """Frames, 4k + 1; always 1 for images."""
+    num_steps: int | None = None
+    """Euler steps."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance; 1 turns it off."""
+    shift: float | None = None
+    """Warp of the times towards noise."""
+    rope_scale: tuple[float, float, float] | None = None
+    """Divisor of the rotary angles (t, h, w)."""
+    seed: int = 0
+    """Of the starting noise."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A finished clip or image."""
+
+    latents: Tensor = field(repr=False)
+    """(1, C, T, H, W) in VAE space, fp32."""
+    shape: VideoShape
+    """Size in pixels and frames."""
+    settings: SamplingSettings
+    """Settings that were used."""
+    vae: VideoVAE | ImageVAE = field(repr=False)
+
+    def frames(self, *, on_tile: Callable[[int, int], None] | None = None) -> Iterator[np.ndarray]:
+        """Decode, a few frames at a time.
+
+        Args:
+            on_tile: Called with tiles done and in all; may raise to cancel.
+
+        Yields:
+            uint8 (height, width, 3) RGB frames in order.
+        """
+        for chunk in self.vae.decode_frames(self.latents, on_tile=on_tile):
+            yield from to_uint8(chunk)
+
+
+def generate(
+    pipeline: Pipeline,
+    request: GenerateRequest,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+) -> Generated:
+    """Make one clip or image.
+
+    Args:
+        pipeline: The model.
+        request: What to make.
+        on_step: Called after every sampling step; may raise to cancel.
+
+    Returns:
+        Latents, and frames to be decoded from them.
+
+    Raises:
+        ValueError: If the request does not fit the model; the sentence says what would.
+    """
+    size, settings = _settle(pipeline, request)
+    shape = VideoShape(settings.num_frames, *size).check(pipeline.geometry)
+
+    image = None if request.image is None else fit_image(request.image, size)
+    positive = _encode_text(pipeline, request.prompt, request.task, image)
+    negative = None
+    if settings.guidance_scale != 1:
+        negative = _encode_text(pipeline, settings.negative_prompt, request.task, image)
+
+    condition = _encode_image(pipeline, request.task, image)
+    channels = pipeline.transformer.config.latent_channels
+    noise = make_noise(shape.latent_shape(channels, geometry=pipeline.geometry), request.seed).to(
+        pipeline.device
+    )
+    model = GuidedModel(
+        pipeline.transformer,
+        positive,
+        negative,
+        settings.guidance_scale,
+        condition,
+        settings.rope_scale,
+        pipeline.attend,
+    )
+    latents = noise
+    for step in sample(
+        model, noise, timesteps(settings.num_steps, settings.shift), condition=condition
+    ):
+        latents = step.latents
+        if on_step is not None:
+            on_step(step)
+
+    if condition.first_frame is not None:
+        latents = normalize_first_frames(latents)
+    return Generated(to_vae_space(latents, pipeline.vae.config), shape, settings, pipeline.vae)
+
+
+def fit_image(image: np.ndarray, size: Size) -> Tensor:
+    """Resize an image to cover a size, aspect kept, and cut out its middle.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        size: Height and width in pixels.
+
+    Returns:
+        Pixels (1, 3, 1, height, width) in [-1, 1], fp32.
+    """
+    height, width = size
+    crop = cover_crop(image.shape[:2], size)
+    pixels = to_pixels(image[None])[:, :, 0]  # (1, 3, H, W)
+    if tuple(pixels.shape[2:]) != crop.resized:
+        pixels = F.interpolate(pixels, crop.resized, mode="bilinear", antialias=True)
+    rows, columns = slice(crop.top, crop.top + height), slice(crop.left, crop.left + width)
+    return pixels[:, :, None, rows, columns]
+
+
+def _settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[Size, SamplingSettings]:
+    """Fill what the request leaves open, and refuse what the model cannot do."""
+    _check_task(pipeline, request)
+    settings = pipeline.settings
+    # a checkpoint made for one size alone is not asked for the image's own aspect
+    aspects = settings.sizes if request.task == "i2i" or len(settings.sizes) == 1 else None
+    size = resolve_size(
+        request.height,
+        request.width,
+        default=settings.default_size,
+        geometry=pipeline.geometry,
+        image_size=None if request.image is None else request.image.shape[:2],
+        area=settings.area,
+        choices=aspects,
+    )
+    settings = settings.for_size(*size)
+    given = {
+        "num_frames": 1 if request.task in STILL_TASKS else request.num_frames,
+        "num_steps": request.num_steps,
+        "guidance_scale": request.guidance_scale,
+        "shift": request.shift,
+        "rope_scale": request.rope_scale,
+        "negative_prompt": request.negative_prompt,
+    }
+    return size, replace(settings, **{k: v for k, v in given.items() if v is not None})
+
+
+def _check_task(pipeline: Pipeline, request: GenerateRequest) -> None:
+    wants_image = request.task in IMAGE_TASKS
+    if wants_image and request.image is None:
+        raise ValueError(f"task {request.task} starts from an image, got none; give one")
+    if not wants_image and request.image is not None:
+        raise ValueError(
+            f"task {request.task} takes no image, got one; choose i2v (to video) or i2i (edit)"
+        )
+    if wants_image and not pipeline.transformer.config.visual_cond:
+        raise ValueError(
+            f"task {request.task} needs a model with an image input, and this checkpoint makes "
+            "images from text only; load a video or image-edit checkpoint"
+        )
+
+
+def _encode_text(
+    pipeline: Pipeline, prompt: str, task: Task, image: Tensor | None
+) -> TextConditioning:
+    looked_at = image[:, :, 0] if image is not None and task == "i2i" else None
+    return pipeline.text_encoder.encode([prompt], task=task, images=looked_at)
+
+
+def _encode_image(pipeline: Pipeline, task: Task, image: Tensor | None) -> VisualCondition:
+    """Encode the given image (1, 3, 1, H, W) as what the task makes of it."""
+    if image is None:
+        return VisualCondition()
+    parameter = next(pipeline.vae.parameters())
+    with torch.no_grad():
+        latents = pipeline.vae.encode(image.to(parameter))
+    latents = to_model_space(latents.float(), pipeline.vae.config)
+    if task == "i2v":
+        return VisualCondition(first_frame=latents)
+    return VisualCondition(source=latents)

@@ -1,0 +1,164 @@
+"""The pipeline and its command line, on a small untrained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kandinsky_core.__main__ import main
+from kandinsky_core.config import VideoVAEConfig
+from kandinsky_core.generate import Generated, GenerateRequest, fit_image, generate
+from kandinsky_core.models import CrossDiT, VideoVAE
+from kandinsky_core.pipeline import Pipeline
+from kandinsky_core.settings import SamplingSettings
+from kandinsky_core.text import TextConditioning
+from kandinsky_core.variants import VARIANTS
+
+SETTINGS = SamplingSettings(
+    num_steps=3,
+    guidance_scale=2.0,
+    shift=3.0,
+    rope_scale=(1.0, 1.0, 1.0),
+    sizes=((32, 48), (48, 32)),
+    num_frames=5,
+    frame_choices=(1, 5, 9),
+    negative_prompt="nothing",
+)
+VAE = VideoVAEConfig(
+    (8, 8), 1, latent_channels=4, norm_num_groups=4, patch_size=4, mid_block_attention=False
+)
+
+
+class CountingText:
+    """Gives every prompt its own vector and remembers what was encoded."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def encode(self, prompts: Sequence[str], **_: object) -> TextConditioning:
+        self.seen += prompts
+        (prompt,) = prompts
+        generator = torch.Generator().manual_seed(sum(prompt.encode()))
+        return TextConditioning(
+            torch.randn(1, 3, 24, generator=generator),
+            torch.ones(1, 3, dtype=torch.bool),
+            torch.randn(1, 12, generator=generator),
+        )
+
+
+@pytest.fixture
+def pipeline() -> Pipeline:
+    torch.manual_seed(0)
+    transformer = CrossDiT(VARIANTS["debug"]).eval()
+    for param in transformer.parameters():
+        torch.nn.init.normal_(param, std=0.1)
+    vae = VideoVAE(replace(VAE, block_out_channels=(8, 8, 8), temporal_compression=4)).eval()
+    return Pipeline(transformer, CountingText(), vae, SETTINGS)
+
+
+def picture(height: int = 40, width: int = 60) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def latent_bytes(result: Generated) -> bytes:
+    return result.latents.numpy().tobytes()
+
+
+def test_a_seed_gives_the_same_bytes_and_another_seed_does_not(pipeline: Pipeline) -> None:
+    first, again, other = (
+        latent_bytes(generate(pipeline, GenerateRequest("a", seed=seed))) for seed in (7, 7, 8)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_settings_of_the_checkpoint_fill_what_is_left_open(pipeline: Pipeline) -> None:
+    steps = []
+    result = generate(pipeline, GenerateRequest("a"), on_step=steps.append)
+    assert [step.index for step in steps] == [0, 1, 2]
+    assert pipeline.text_encoder.seen == ["a", "nothing"]
+    assert result.latents.shape == (1, 4, 2, 4, 6)
+    frames = list(result.frames())
+    assert len(frames) == 5
+    assert frames[0].shape == (32, 48, 3)
+    assert frames[0].dtype == np.uint8
+
+
+def test_every_setting_can_be_overridden(pipeline: Pipeline) -> None:
+    request = GenerateRequest(
+        "a", height=16, width=32, num_frames=9, num_steps=1, guidance_scale=1.0, shift=1.0
+    )
+    result = generate(pipeline, request)
+    assert result.latents.shape == (1, 4, 3, 2, 4)
+    assert pipeline.text_encoder.seen == ["a"]  # no guidance, so no negative prompt
+    assert result.settings.shift == 1.0
+
+
+def test_image_to_video_starts_from_the_image(pipeline: Pipeline) -> None:
+    image = picture()
+    request = GenerateRequest("a", task="i2v", image=image, height=32, width=48)
+    result = generate(pipeline, request)
+    with torch.no_grad():
+        expected = pipeline.vae.encode(fit_image(image, (32, 48)))
+    assert (result.latents[:, :, :1] - expected).abs().max() < 1e-5
+
+
+def test_an_image_task_makes_one_frame(pipeline: Pipeline) -> None:
+    result = generate(pipeline, GenerateRequest("a", task="t2i", num_frames=9))
+    assert len(list(result.frames())) == 1
+
+
+def test_raising_in_the_callback_cancels_the_run(pipeline: Pipeline) -> None:
+    class Cancelled(Exception):
+        pass
+
+    def stop(_: object) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        generate(pipeline, GenerateRequest("a"), on_step=stop)
+    assert generate(pipeline, GenerateRequest("a")).latents.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (GenerateRequest("a", height=30, width=48), "nearest"),
+        (GenerateRequest("a", height=32), "without width"),
+        (GenerateRequest("a", num_frames=6), "nearest"),
+        (GenerateRequest("a", task="i2v"), "starts from an image"),
+        (GenerateRequest("a", image=picture()), "takes no image"),
+        (GenerateRequest("a", num_steps=0), "at least 1"),
+        (GenerateRequest("a", shift=-1.0), "above 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    pipeline: Pipeline, request_: GenerateRequest, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(pipeline, request_)
+
+
+def test_fitting_keeps_the_middle_and_the_aspect() -> None:
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 20:60] = 255  # a white square in the middle of a wide image
+    fitted = fit_image(image, (32, 32))
+    assert fitted.shape == (1, 3, 1, 32, 32)
+    assert (fitted[..., 1:-1] > 0.99).all()
+
+
+def test_command_line_says_what_is_wrong_in_one_line(
+    tmp_path: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "nothing.safetensors"
+    assert main(["identify", str(missing)]) == 1
+    error = capsys.readouterr().err
+    assert "nothing.safetensors" in error
+    assert error.count("\n") == 1
+
+    assert main(["generate", "a", "--output", "clip.gif"]) == 1
+    assert ".mp4" in capsys.readouterr().err
