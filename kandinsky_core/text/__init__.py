@@ -9,11 +9,22 @@ from .nano import (
     save_nano_text_encoder,
 )
 from .protocol import Task, TextConditioning, TextEncoder
-from .qwen_clip import QwenClipTextEncoder
+from .qwen_clip import CLIP_LENGTH, QwenClipTextEncoder, halve_images
 from .qwen_clip_load import load_qwen_clip, load_qwen_clip_folder
-from .templates import TEMPLATES, VIDEO_NEGATIVE_PROMPT, Template
+from .templates import (
+    END_TAG,
+    IMAGE_TAGS,
+    TASK_TEMPLATES,
+    TEMPLATES,
+    VIDEO_NEGATIVE_PROMPT,
+    Template,
+)
 
 __all__ = [
+    "CLIP_LENGTH",
+    "END_TAG",
+    "IMAGE_TAGS",
+    "TASK_TEMPLATES",
     "TEMPLATES",
     "VIDEO_NEGATIVE_PROMPT",
     "NanoTextEncoder",
@@ -23,6 +34,7 @@ __all__ = [
     "Template",
     "TextConditioning",
     "TextEncoder",
+    "halve_images",
     "load_nano_text_encoder",
     "load_qwen_clip",
     "load_qwen_clip_folder",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...kandinsky_core.checkpoint import CheckpointInfo, identify
 from ...kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
-from ...kandinsky_core.models.latent_space import to_model_space, to_vae_space
+from ...kandinsky_core.models import to_model_space, to_vae_space
 from ...kandinsky_core.nano import nano_path
 from .preview_colors import NANO_RGB_BIAS, NANO_RGB_FACTORS
 

@@ -20,9 +20,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import read_header
-from ...kandinsky_core.text import TEMPLATES
-from ...kandinsky_core.text.qwen_clip import CLIP_LENGTH, halve_images
-from ...kandinsky_core.text.templates import END_TAG, IMAGE_TAGS, TASK_TEMPLATES
+from ...kandinsky_core.text import (
+    CLIP_LENGTH,
+    END_TAG,
+    IMAGE_TAGS,
+    TASK_TEMPLATES,
+    TEMPLATES,
+    halve_images,
+)
 from .prompt import strip_weights
 
 QWEN = "qwen25_7b"

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import load_vae as load_core_vae
 from ...kandinsky_core.config import VideoVAEConfig
-from ...kandinsky_core.models import ImageVAE, VideoVAE, plan_tiles
-from ...kandinsky_core.models.vae_memory import tile_bytes
+from ...kandinsky_core.models import ImageVAE, VideoVAE, plan_tiles, tile_bytes
 from .latents import LatentSpace, space_of_vae
 from .run import Progress
 
