@@ -10,11 +10,12 @@ import numpy as np
 from .scene import CAMERAS, PAN, ZOOM
 
 _SIDE = 64  # the fit runs at this size: dots stay several pixels wide, noise averages out
-_MASK_BORDER = 5  # pixels at that size by which objects are widened, so that their edges stay out
+_MASK_BORDER = 3  # pixels at that size by which objects are widened, so that their edges stay out
 _ITERATIONS = 5
 # A move must explain this share of the difference between the frames, or none is reported: on a
 # background without texture the fit has only noise to follow, and explains next to nothing.
 _LEAST_GAIN = 0.4
+_LEAST_CHANGE = 0.4  # variance in grey levels squared; the weakest real move changes about 20
 
 
 def track_camera(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
@@ -35,24 +36,21 @@ def track_camera(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
     masks = [
         cv2.erode(
             cv2.resize(mask.astype(np.uint8), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA),
-            np.ones((_MASK_BORDER, _MASK_BORDER), np.uint8),
+            np.ones((2 * _MASK_BORDER + 1, 2 * _MASK_BORDER + 1), np.uint8),
             borderType=cv2.BORDER_REPLICATE,
         )
         for mask in background
     ]
-    views = np.zeros((len(images), 3))
+    rest = np.zeros((len(images), 3))
+    change = _mean_square(images, masks, rest)
+    if change < _LEAST_CHANGE:
+        return rest
+    views = rest.copy()
     for index in range(1, len(images)):
         # The moves are steady: starting where the last two frames point keeps the fit in its basin.
         guess = views[index - 1] + (views[index - 1] - views[index - 2] if index > 1 else 0.0)
         views[index] = _fit(images[0], masks[0], images[index], masks[index], guess)
-    moved, rest = (
-        sum(
-            _mean_square(images[0], masks[0], image, mask, view)
-            for image, mask, view in zip(images[1:], masks[1:], track[1:], strict=True)
-        )
-        for track in (views, np.zeros_like(views))
-    )
-    return views if moved < (1 - _LEAST_GAIN) * rest else np.zeros_like(views)
+    return views if _mean_square(images, masks, views) < (1 - _LEAST_GAIN) * change else rest
 
 
 def name_camera(views: np.ndarray) -> str:
@@ -110,9 +108,10 @@ def _difference(
     return first - warped, (seen > 0) & (first_mask > 0)
 
 
-def _mean_square(
-    first: np.ndarray, first_mask: np.ndarray, image: np.ndarray, mask: np.ndarray, view: np.ndarray
-) -> float:
-    """Variance of the difference that is left between the frames under ``view``."""
-    error, rows = _difference(first, first_mask, image, mask, view)
-    return float(error[rows].var()) if rows.any() else 0.0
+def _mean_square(images: list[np.ndarray], masks: list[np.ndarray], views: np.ndarray) -> float:
+    """Mean variance of what differs between the first frame and the others under ``views``."""
+    variances = [0.0]
+    for image, mask, view in zip(images[1:], masks[1:], views[1:], strict=True):
+        error, rows = _difference(images[0], masks[0], image, mask, view)
+        variances.append(float(error[rows].var()) if rows.any() else 0.0)
+    return sum(variances) / max(1, len(images) - 1)
