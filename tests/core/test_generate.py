@@ -113,13 +113,13 @@ def test_an_image_task_makes_one_frame(pipeline: Pipeline) -> None:
 
 
 def test_raising_in_the_callback_cancels_the_run(pipeline: Pipeline) -> None:
-    class Cancelled(Exception):
+    class CancelledError(Exception):
         pass
 
     def stop(_: object) -> None:
-        raise Cancelled
+        raise CancelledError
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(CancelledError):
         generate(pipeline, GenerateRequest("a"), on_step=stop)
     assert generate(pipeline, GenerateRequest("a")).latents.isfinite().all()
 

@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers import Kandinsky5Transformer3DModel
+from diffusers.models.transformers import transformer_kandinsky as upstream
 
 from kandinsky_core.config import DiTConfig
 from kandinsky_core.models import CrossDiT
-
-from diffusers import Kandinsky5Transformer3DModel
-from diffusers.models.transformers import transformer_kandinsky as upstream
 
 
 def build_upstream(config: DiTConfig) -> Kandinsky5Transformer3DModel:

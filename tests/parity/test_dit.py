@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import Kandinsky5Transformer3DModel
 
 from kandinsky_core.attention import attend_reference
 from kandinsky_core.config import DiTConfig
 from kandinsky_core.models import CrossDiT
 from kandinsky_core.variants import VARIANTS
-
-from diffusers import Kandinsky5Transformer3DModel
 
 MakePair = Callable[[DiTConfig], tuple[CrossDiT, Kandinsky5Transformer3DModel]]
 RELEASED = ("video_lite", "video_pro", "image_lite", "image_edit")

@@ -61,7 +61,7 @@ IMAGE_SETTINGS = replace(
 class OfficialSchedule(FlowMatchEulerDiscreteScheduler):
     """diffusers' Euler step on the times of the official sampler."""
 
-    def set_timesteps(self, num_inference_steps: int, device: object = None, **_: object) -> None:
+    def set_timesteps(self, num_inference_steps: int, **_: object) -> None:
         even = torch.arange(num_inference_steps, -1, -1) / num_inference_steps
         warp = self.config.shift
         self.sigmas = warp * even / (1 + (warp - 1) * even)
