@@ -32,6 +32,8 @@ _KNOWN: tuple[tuple[Component, str, str], ...] = (
     ("text_encoder", "clip", "text_model.encoder.layers.0.self_attn.q_proj.weight"),
 )
 
+_WAN_VAE = "a Wan VAE"
+
 # (what it is, signatures of its layouts); the first that matches decides
 _FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a Wan transformer", ("blocks.0.cross_attn.q.weight", "condition_embedder.time_proj.weight")),
@@ -60,11 +62,10 @@ _FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("input_blocks.0.0.weight", "down_blocks.1.attentions.0.proj_in.weight"),
     ),
     (
-        "a Wan VAE",
+        _WAN_VAE,
         ("decoder.middle.0.residual.0.gamma", "decoder.mid_block.resnets.0.norm1.gamma"),
     ),
     ("a T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
-    ("a language model", ("layers.0.self_attn.q_proj.weight",)),
 )
 
 _LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lokr_w1", ".hada_w1_a")
@@ -79,7 +80,9 @@ def find_known(names: Iterable[str]) -> list[Family]:
         if prefixes:
             # a network may hold another's names deeper down
             found.append(Family(component, family, min(prefixes, key=len)))
-    if layout := detect_vae_layout(names):
+    # Wan's VAE has FLUX's names and some more
+    layout = detect_vae_layout(names) if find_foreign(names) != _WAN_VAE else None
+    if layout:
         vae = Family("vae", f"{layout.kind} VAE", layout.prefix, layout)
         found.insert(int(bool(found) and found[0].component == "transformer"), vae)
     return found

@@ -160,8 +160,8 @@ def _indexed_files(index: Path) -> list[Path]:
 
 
 def _read_file_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    size = path.stat().st_size
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
@@ -176,7 +176,7 @@ def _read_file_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str
         header = json.loads(text)
         metadata = header.pop("__metadata__", {})
         tensors = {
-            name: TensorEntry(entry["dtype"], tuple(entry["shape"]), path)
+            name: TensorEntry(str(entry["dtype"]), tuple(map(int, entry["shape"])), path)
             for name, entry in header.items()
         }
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)

@@ -35,7 +35,7 @@ _CLOSEST_VARIANT = {
     "t2i": "image_lite",
     "i2i": "image_edit",
 }
-_NAMES_SEARCHED = 4  # a Diffusers folder in a download cache is three levels above its weights
+_NAMES_SEARCHED = 5  # in a download cache: file, transformer, revision, snapshots, model
 _Config = TypeVar("_Config", DiTConfig, VideoVAEConfig, ImageVAEConfig, NanoTextConfig)
 
 
@@ -113,7 +113,7 @@ def _find_family(header: Header, component: Component | None) -> Family:
         if family.component == wanted:
             return family
     # a file of another model may hold a VAE that looks like ours: the model decides
-    if foreign := find_foreign(names) if not _is_language_model(known) else None:
+    if foreign := find_foreign(names):
         raise CheckpointError(
             f"{path} is {foreign}: expected a Kandinsky 5 {wanted.replace('_', ' ')}."
         )
@@ -130,11 +130,6 @@ def _find_family(header: Header, component: Component | None) -> Family:
         f"{path} is not a model this package knows (its tensors begin with {first}): "
         f"expected a Kandinsky 5 {wanted.replace('_', ' ')}."
     )
-
-
-def _is_language_model(known: list[Family]) -> bool:
-    # Qwen2.5-VL and CLIP have the names of any language model among theirs
-    return any(family.component == "text_encoder" for family in known)
 
 
 def _our_metadata(header: Header) -> dict[str, Any]:
@@ -161,7 +156,11 @@ def _dimensions(
     stated = described.get("config")
     if family.component == "text_encoder":
         config = _parse_config(header, NanoTextConfig, stated) if stated else None
-        return family.name, config, {"variant": "tensor names", "config": "metadata"}
+        return (
+            family.name,
+            config,
+            {"variant": "weights"} | ({"config": "metadata"} if config else {}),
+        )
     if family.vae_layout:
         variant, config = _vae_dimensions(header, family.vae_layout, shapes, stated)
         return (
@@ -251,8 +250,8 @@ def _release(
     path: Path, variant: str, config: Config | None, described: Mapping[str, Any]
 ) -> tuple[Release, SamplingSettings, dict[str, str]]:
     """What a transformer was trained for, its settings, and the sources of both."""
-    row = variant
-    if variant not in DEFAULT_RELEASES:
+    row = variant if variant in DEFAULT_RELEASES else described.get("variant")
+    if row not in DEFAULT_RELEASES:
         assert isinstance(config, DiTConfig)
         fallback = "video_lite" if config.visual_cond else "image_lite"
         row = _CLOSEST_VARIANT.get(described.get("task", ""), fallback)
@@ -263,7 +262,7 @@ def _release(
 
     values, sources = default._asdict(), {}
     for fact in ("task", "seconds", "stage"):
-        allowed = {getattr(release, fact) for release in RELEASES if release.variant == row}
+        allowed = [getattr(release, fact) for release in RELEASES if release.variant == row]
         sources[fact] = "default"
         for source, facts in evidence:
             if facts.get(fact) in allowed and facts.get(fact) is not None:

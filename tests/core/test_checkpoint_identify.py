@@ -282,7 +282,6 @@ FOREIGN = {
     "Stable Diffusion": "model.diffusion_model.input_blocks.0.0.weight",
     "Wan VAE": "decoder.middle.0.residual.0.gamma",
     "T5": "encoder.block.0.layer.0.SelfAttention.q.weight",
-    "language model": "model.layers.0.self_attn.q_proj.weight",
     "a LoRA": "transformer.visual_transformer_blocks.0.cross_attention.to_key.lora_A.weight",
     "not a model this package knows": "something.else",
 }
@@ -290,9 +289,13 @@ FOREIGN = {
 
 @pytest.mark.parametrize("family", FOREIGN)
 def test_other_models_are_named(tmp_path, family):
-    # a checkpoint of another model often brings a VAE that looks like ours
-    vae = "first_stage_model.decoder.up_blocks.0.resnets.0.conv1.weight"
-    names = [FOREIGN[family]] + [vae] * ("diffusion_model" in FOREIGN[family])
+    # a checkpoint of another model often brings a VAE and a text encoder that look like ours
+    names = [FOREIGN[family]]
+    if "diffusion_model" in names[0]:
+        names += [
+            "first_stage_model.decoder.up_blocks.0.resnets.0.conv1.weight",
+            "cond_stage_model.text_model.encoder.layers.0.self_attn.q_proj.weight",
+        ]
     path = write_sparse(tmp_path / "other.safetensors", dict.fromkeys(names, (4, 4)))
     with pytest.raises(CheckpointError, match=family) as error:
         identify(path)
@@ -312,6 +315,11 @@ def test_the_wrong_part_is_named(tmp_path):
     assert (identify(path).kind, identify(path).variant) == ("text_encoder", "clip")
     with pytest.raises(CheckpointError, match=r"holds a text encoder \(clip\)"):
         load_transformer(path)
+    # the same convolutions as FLUX's VAE has, and norms of its own
+    wan = ("decoder.up_blocks.0.resnets.0.conv1.weight", "decoder.mid_block.resnets.0.norm1.gamma")
+    path = write_sparse(tmp_path / "wan.safetensors", dict.fromkeys(wan, (4, 4)))
+    with pytest.raises(CheckpointError, match="is a Wan VAE: expected a Kandinsky 5 vae"):
+        load_vae(path)
     vae = VideoVAE(VideoVAEConfig(latent_channels=32), device="meta").state_dict()
     path = write_sparse(tmp_path / "v.safetensors", {k: tuple(v.shape) for k, v in vae.items()})
     with pytest.raises(CheckpointError, match="32 latent channels where 16 are expected"):
