@@ -222,12 +222,14 @@ def _even_spans(size: int, overlap: int, min_stride: int) -> list[tuple[Span, ..
 
 def _stride_over(size: int, tile: int, stride: int) -> tuple[Span, ...]:
     """Spans of `tile` cells every `stride`, the last cut off at `size`, until all is covered."""
+    if size <= tile:
+        return (Span(0, size),)
     if not 0 < stride <= tile <= 2 * stride:
         raise ValueError(
             f"tile {tile} with stride {stride}: the stride must be from half the tile to the "
             "whole of it; choose a stride in that range."
         )
-    last = max(0, math.ceil((size - tile) / stride))
+    last = math.ceil((size - tile) / stride)
     return tuple(Span(i * stride, min(i * stride + tile, size)) for i in range(last + 1))
 
 

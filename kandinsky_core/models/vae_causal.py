@@ -52,7 +52,7 @@ class CausalConv3d(nn.Module):
         Returns:
             (B, C_out, ceil(T / stride), ...).
         """
-        if not runs_in_pieces(x.numel()):
+        if not self.runs_in_pieces(x, x.numel()):
             if norm is not None:
                 x = F.silu(norm(x), inplace=not torch.is_grad_enabled())
             return self.conv(self._pad(x, self.lookback))
@@ -60,6 +60,11 @@ class CausalConv3d(nn.Module):
         return self.in_pieces(
             lambda start, stop: prepare(x[:, :, start:stop]), x.shape[2], x[:, :, 0].numel()
         )
+
+    def runs_in_pieces(self, x: Tensor, num_elements: int) -> bool:
+        """Whether an input of `num_elements`, made from `x`, is worth dividing, and may be."""
+        needs_grad = x.requires_grad or self.conv.weight.requires_grad
+        return num_elements > PIECE_ELEMENTS and not (needs_grad and torch.is_grad_enabled())
 
     def in_pieces(
         self, frames: Callable[[int, int], Tensor], num_frames: int, frame_elements: int
@@ -125,14 +130,9 @@ class CausalUpsample(nn.Module):
             )
 
         frame_elements = x[:, :, 0].numel() * height * width
-        if runs_in_pieces(frame_elements * num_frames):
+        if self.conv.runs_in_pieces(x, frame_elements * num_frames):
             return self.conv.in_pieces(frames, num_frames, frame_elements)
         return self.conv(frames(0, num_frames))
-
-
-def runs_in_pieces(num_elements: int) -> bool:
-    """Whether a layer with an input of this size runs a few frames at a time."""
-    return num_elements > PIECE_ELEMENTS and not torch.is_grad_enabled()
 
 
 def _identity(x: Tensor) -> Tensor:

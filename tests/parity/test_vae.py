@@ -1,0 +1,186 @@
+"""Both autoencoders against diffusers, with shared random weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
+from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE
+from kandinsky_core.models.vae_keys import to_original_key
+from kandinsky_core.variants import VAES
+
+diffusers = pytest.importorskip("diffusers")
+
+VIDEO = VideoVAEConfig((8, 8, 16, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4)
+IMAGE = ImageVAEConfig((8, 8, 16, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4)
+
+
+def reference_video(config: VideoVAEConfig):
+    return diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=config.latent_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_num_groups,
+        mid_block_add_attention=config.mid_block_attention,
+    ).eval()
+
+
+def reference_image(config: ImageVAEConfig):
+    stages = len(config.block_out_channels)
+    return diffusers.AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * stages,
+        up_block_types=["UpDecoderBlock2D"] * stages,
+        latent_channels=config.latent_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_num_groups,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).eval()
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+def video_pair(config: VideoVAEConfig = VIDEO):
+    torch.manual_seed(0)
+    reference = reference_video(config)
+    vae = VideoVAE(config).eval()
+    vae.load_state_dict(reference.state_dict())
+    return vae, reference
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-4) -> None:
+    """Compare on the scale of the expected values."""
+    assert actual.shape == expected.shape
+    scale = max(1.0, float(expected.std()))
+    torch.testing.assert_close(actual / scale, expected / scale, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("frames_size", [(1, 16, 24), (5, 24, 40), (13, 8, 16)])
+def test_video_vae_equals_diffusers(attention, frames_size):
+    vae, reference = video_pair(replace(VIDEO, mid_block_attention=attention))
+    pixels = torch.rand(2, 3, *frames_size) * 2 - 1
+    posterior = reference.encode(pixels).latent_dist
+    mean, logvar = vae.moments(pixels)
+    assert_close(mean, posterior.mean)
+    assert_close(logvar, posterior.logvar)
+    assert torch.equal(vae.encode(pixels), mean)
+    latents = torch.randn_like(mean)
+    assert_close(vae.decode(latents), reference.decode(latents).sample)
+
+
+def test_image_vae_equals_diffusers():
+    torch.manual_seed(0)
+    reference = reference_image(IMAGE)
+    vae = ImageVAE(IMAGE).eval()
+    vae.load_state_dict(reference.state_dict())
+    pixels = torch.rand(2, 3, 1, 24, 40) * 2 - 1
+    posterior = reference.encode(pixels[:, :, 0]).latent_dist
+    mean, logvar = vae.moments(pixels)
+    assert_close(mean[:, :, 0], posterior.mean)
+    assert_close(logvar[:, :, 0], posterior.logvar)
+    latents = torch.randn_like(mean)
+    assert_close(vae.decode(latents)[:, :, 0], reference.decode(latents[:, :, 0]).sample)
+
+
+@pytest.mark.parametrize(
+    ("name", "vae_class", "reference"),
+    [("hunyuan", VideoVAE, reference_video), ("flux", ImageVAE, reference_image)],
+)
+def test_full_size_names_and_shapes_equal_diffusers(name, vae_class, reference):
+    with torch.device("meta"):
+        expected = reference(VAES[name]).state_dict()
+    actual = vae_class(VAES[name], device="meta").state_dict()
+    assert {k: v.shape for k, v in actual.items()} == {k: v.shape for k, v in expected.items()}
+
+
+def test_spans_of_time_equal_the_references_default():
+    """Diffusers decodes and encodes a clip of more than 16 frames in spans of 17, every 12."""
+    vae, reference = video_pair()
+    latents = torch.randn(1, 4, 9, 2, 3)
+    plan = TilePlan.strided((9, 2, 3), (5, 2, 3), (3, 2, 3))
+    assert_close(vae.decode(latents, tiling=plan), reference.decode(latents).sample)
+    pixels = torch.rand(1, 3, 33, 16, 24) * 2 - 1
+    mean, logvar = vae.moments(pixels, tiling=plan)
+    posterior = reference.encode(pixels).latent_dist
+    assert_close(mean, posterior.mean)
+    assert_close(logvar, posterior.logvar)
+
+
+def test_tiles_in_space_and_time_equal_the_reference_outside_corners():
+    vae, reference = video_pair()
+    reference.enable_tiling(32, 32, 16, 24, 24, 12)
+    grid = (6, 5, 8)
+    plan = TilePlan.strided(grid, (5, 4, 4), (3, 3, 3))
+    latents = torch.randn(1, 4, *grid)
+    ours, theirs = vae.decode(latents, tiling=plan), reference.decode(latents).sample
+    # four tiles meet in rows 24-31 and columns 24-31 or 48-55: there the ramps multiply here
+    corner = torch.zeros(40, 64, dtype=torch.bool)
+    corner[24:32, 24:32] = corner[24:32, 48:56] = True
+    assert_close(ours[..., ~corner], theirs[..., ~corner])
+    assert not torch.allclose(ours[..., corner], theirs[..., corner], atol=1e-4)
+
+    pixels = torch.rand(1, 3, 21, 40, 64) * 2 - 1
+    mean = vae.encode(pixels, tiling=plan)
+    expected = reference.encode(pixels).latent_dist.mean
+    assert_close(mean, expected)  # one shared cell per side: the ramps are 0 and the rules agree
+
+
+def test_corner_of_four_tiles_is_blended_bilinearly():
+    vae, reference = video_pair()
+    latents = torch.randn(1, 4, 1, 5, 5)
+    plan = TilePlan.strided((1, 5, 5), (1, 4, 4), (1, 3, 3))
+    tiles = [
+        [reference.decode(latents[:, :, :, y : y + 4, x : x + 4]).sample for x in (0, 3)]
+        for y in (0, 3)
+    ]
+    ramp = torch.arange(8) / 8
+    top = tiles[0][0][..., 24:, 24:] * (1 - ramp) + tiles[0][1][..., 24:, :8] * ramp
+    bottom = tiles[1][0][..., :8, 24:] * (1 - ramp) + tiles[1][1][..., :8, :8] * ramp
+    expected = top * (1 - ramp[:, None]) + bottom * ramp[:, None]
+    assert_close(vae.decode(latents, tiling=plan)[..., 24:32, 24:32], expected)
+
+
+def relative_errors(vae, pixels, latents) -> list[float]:
+    """Encode and decode in bf16 against fp32."""
+    expected = vae.encode(pixels), vae.decode(latents)
+    vae.to(torch.bfloat16)
+    actual = vae.encode(pixels), vae.decode(latents)
+    return [float((a - e).norm() / e.norm()) for a, e in zip(actual, expected, strict=True)]
+
+
+def test_bf16_is_close_to_fp32():
+    torch.manual_seed(0)
+    pixels, latents = torch.rand(1, 3, 5, 32, 32) * 2 - 1, torch.randn(1, 16, 2, 4, 4)
+    encode_error, decode_error = relative_errors(VideoVAE(VAES["nano"]), pixels, latents)
+    assert encode_error < 2e-2
+    assert decode_error < 2e-2
+
+
+def test_bf16_equals_the_reference_in_bf16():
+    """Forty random layers lose 3e-2 in bf16, in diffusers' hands and in ours alike."""
+    vae, reference = video_pair()
+    latents = torch.randn(1, 4, 2, 4, 4).bfloat16()
+    expected = reference.bfloat16().decode(latents).sample
+    assert_close(vae.bfloat16().decode(latents).float(), expected.float(), atol=1e-3)
+
+
+def test_original_image_names_are_those_that_diffusers_converts():
+    """diffusers' single-file conversion turns our original names back into ours."""
+    utils = pytest.importorskip("diffusers.loaders.single_file_utils")
+    state = ImageVAE(VAES["flux"], device="meta").state_dict()
+    original = {}
+    for key, value in state.items():
+        linear = "attentions.0.to_" in key and value.ndim == 2
+        original[to_original_key(key, 4)] = value[..., None, None] if linear else value
+    config = dict(reference_image(ImageVAEConfig((8, 8, 8, 8), 2, 4, 4)).config)
+    converted = utils.convert_ldm_vae_checkpoint(original, config)
+    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in state.items()}
