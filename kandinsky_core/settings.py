@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 from .shapes import Geometry, Size, frames_for_seconds
 
 Task = Literal["t2v", "i2v", "t2i", "i2i"]
+"""What is made from what: text or image (first letter) to video or image (last)."""
 Stage = Literal["pretrain", "sft", "nocfg", "distilled"]
 Attention = Literal["dense", "nabla"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..settings import VIDEO_NEGATIVE_PROMPT
 from .nano import (
     NanoTextEncoder,
     NanoTokenizer,
@@ -16,7 +17,6 @@ from .templates import (
     IMAGE_TAGS,
     TASK_TEMPLATES,
     TEMPLATES,
-    VIDEO_NEGATIVE_PROMPT,
     Template,
 )
 

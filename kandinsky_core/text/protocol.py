@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Task = Literal["t2v", "i2v", "t2i", "i2i"]
-"""What is made from what: text or image (first letter) to video or image (last)."""
+from ..settings import Task
 
 
 @dataclass(frozen=True, eq=False)

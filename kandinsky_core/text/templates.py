@@ -84,9 +84,3 @@ IMAGE_TAGS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 """What stands for an image after an edit prompt; the middle one is repeated for every patch."""
 END_TAG = "<|im_end|>"
 """Closes an edit prompt, after the image."""
-
-VIDEO_NEGATIVE_PROMPT = (
-    "Static, 2D cartoon, cartoon, 2d animation, paintings, images, worst quality, low quality, "
-    "ugly, deformed, walking backwards"
-)
-"""The reference's default for videos (same in diffusers 0.40.0); for images it is empty."""
