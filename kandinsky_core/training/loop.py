@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 
 import torch
@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from ..distributed import SINGLE, Group
 from ..errors import CheckpointError
+from ..files import atomic_write
 from .optim import Schedule
 
 logger = logging.getLogger(__name__)
@@ -108,17 +109,16 @@ class Loop:
 
     def run(self) -> None:
         """Trains to the end of the schedule, or until SIGINT or SIGTERM; saves either way."""
-        sums: dict[str, float] = {}
+        rows: list[dict[str, float]] = []
         began, num_steps = time.monotonic(), self.settings.schedule.num_steps
         with self._signals_caught(), self._progress(num_steps) as advance:
             while self.step < num_steps and not self.stopped:
-                for name, value in self.train_step().items():
-                    sums[name] = sums.get(name, 0.0) + value
+                rows.append(self.train_step())
                 advance()
                 if self.step % self.settings.log_every == 0:
                     took, began = time.monotonic() - began, time.monotonic()
-                    self._report({k: v / self.settings.log_every for k, v in sums.items()}, took)
-                    sums = {}
+                    self._report(_means(rows), took)
+                    rows = []
                 if self.step % self.settings.save_every == 0 and self.step < num_steps:
                     self._checkpoint()
             self._checkpoint()
@@ -164,14 +164,9 @@ class Loop:
         tensors |= {f"ema/{name}": value for name, value in self.ema.items()}
         tensors |= {f"optimizer/{name}": value for name, value in self._optimizer_tensors()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        state = {"step": self.step}
-        save_file(
-            {name: value.detach().contiguous() for name, value in tensors.items()},
-            unfinished,
-            metadata={"training": json.dumps(state)},
-        )
-        os.replace(unfinished, path)
+        tensors = {name: value.detach().contiguous() for name, value in tensors.items()}
+        with atomic_write(path) as part:
+            save_file(tensors, part, metadata={"training": json.dumps({"step": self.step})})
 
     def load(self, path: Path) -> None:
         """Continues from what `save` wrote.
@@ -273,6 +268,15 @@ class Loop:
         hidden = None if self.group.is_main else True  # None: hidden unless on a terminal
         with tqdm(total=num_steps, initial=self.step, disable=hidden, unit="step") as bar:
             yield bar.update
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every entry over the rows that have it."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            values.setdefault(name, []).append(value)
+    return {name: fmean(value) for name, value in values.items()}
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -93,7 +93,12 @@ class Muon(Optimizer):
 
 
 def make_optimizers(
-    model: nn.Module, lr: float, *, weight_decay: float = 0.01, group: Group = SINGLE
+    model: nn.Module,
+    lr: float,
+    *,
+    outer_lr: float | None = None,
+    weight_decay: float = 0.01,
+    group: Group = SINGLE,
 ) -> list[Optimizer]:
     """Gives hidden matrices to Muon and the rest to AdamW.
 
@@ -102,7 +107,8 @@ def make_optimizers(
 
     Args:
         model: What is trained.
-        lr: Of both optimizers: their updates have the same size.
+        lr: Of Muon.
+        outer_lr: Of AdamW; None means `lr`, for updates of about the same size.
         weight_decay: Of the matrices.
         group: Processes that train together.
 
@@ -119,7 +125,7 @@ def make_optimizers(
     if hidden:
         optimizers.append(Muon(hidden, lr, weight_decay=weight_decay, group=group))
     if other:
-        optimizers.append(AdamW(other, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
+        optimizers.append(AdamW(other, outer_lr or lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     return optimizers
 
 

@@ -23,14 +23,14 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checkpoint import describe_metadata, save_checkpoint
 from ..config import VideoVAEConfig
 from ..distributed import Group, launch
 from ..models import VideoVAE
 from ..variants import NANO_VIDEO_VAE
 from .loop import Loop, LoopSettings, Objective, step_generator
 from .optim import Schedule, make_optimizers
-from .world import Scene, render, sample_scene
-from .world.heldout import is_held_out
+from .world import Scene, is_held_out, render, sample_scene
 from .world.scene import frame_times, poses, views
 
 KL_WEIGHT = 3e-4
@@ -52,14 +52,15 @@ class CropKind(NamedTuple):
     """Crops per process."""
 
 
-CROPS = CropKind(128, 9, 64, 8)
-CROPS_256 = CropKind(256, 9, 64, 8)
-IMAGES = CropKind(128, 1, 128, 16)
-CLIPS = CropKind(128, 17, 128, 1)
-IMAGES_256 = CropKind(256, 1, 256, 4)
+CROPS = CropKind(128, 9, 64, 4)
+CROPS_256 = CropKind(256, 9, 64, 4)
+IMAGES = CropKind(128, 1, 128, 4)
+CLIPS = CropKind(128, 9, 128, 1)
+LONG = CropKind(128, 17, 128, 1)
 
 CYCLE: tuple[CropKind, ...] = (
-    CROPS, CROPS, IMAGES, CROPS, CROPS_256, CROPS, CLIPS, CROPS, IMAGES, CROPS_256, CROPS, IMAGES_256,
+    CROPS, CROPS, IMAGES, CROPS, CROPS_256, CROPS, CLIPS, CROPS, CROPS, CROPS_256, IMAGES, CROPS, CROPS,
+    CLIPS, CROPS_256, LONG,
 )  # fmt: skip
 """Kinds of batches in turn, so that all processes have the same kind at a step."""
 
@@ -169,20 +170,31 @@ def measure_latents(vae: VideoVAE, *, num_clips: int = 48, seed: int = 1) -> Vid
     )
 
 
+def export(loop: Loop, path: Path, *, dtype: torch.dtype = torch.float16) -> None:
+    """Writes the averaged weights with the configuration that `measure_latents` completes."""
+    weights = {name: value.to(dtype) for name, value in loop.ema_state().items()}
+    vae = VideoVAE(NANO_VIDEO_VAE)
+    vae.load_state_dict(weights)
+    save_checkpoint(path, weights, describe_metadata(measure_latents(vae)))
+
+
 def train(group: Group, run_dir: Path, num_steps: int, lr: float, seed: int) -> None:
     """Trains in one process of a group."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(seed)
     vae = VideoVAE(NANO_VIDEO_VAE)
     settings = LoopSettings(
-        Schedule(num_steps, warmup=50, decay=num_steps // 3, final=0.02),
+        Schedule(num_steps, warmup=50, decay=num_steps * 2 // 5, final=0.02),
         ema_decay=0.995,
-        save_every=120,
-        log_every=24,
+        save_every=300,
+        log_every=48,
     )
     optimizers = make_optimizers(vae, lr, weight_decay=0.0, group=group)
     objective = make_objective(vae, seed, group.rank)
-    Loop(vae, objective, optimizers, settings, run_dir, group=group).run()
+    loop = Loop(vae, objective, optimizers, settings, run_dir, group=group)
+    loop.run()
+    if group.is_main:
+        export(loop, run_dir / "vae.safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

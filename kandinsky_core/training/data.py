@@ -1,0 +1,208 @@
+"""Latents of rendered scenes, encoded once and read many times.
+
+A cache is a folder of shards, each a safetensors file that holds the latents of some scenes of one
+size and, as JSON in its metadata, several captions for each. A shard is a function of the seed and
+of its number, so a stopped encoding goes on where it was, in any number of processes.
+
+Latents are stored in VAE space, fp16. Letters: N clips, C channels, T H W latent grid.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..config import VideoVAEConfig
+from ..distributed import Group
+from ..files import atomic_write
+from ..models import VideoVAE
+from ..models.latent_space import to_model_space
+from ..settings import DEFAULT_RELEASES, RELEASES
+from ..video import to_pixels
+from .objectives import LatentBatch
+from .world import LANGUAGES, Scene, caption, is_held_out, render, sample_scene
+
+logger = logging.getLogger(__name__)
+
+CAPTIONS_PER_LANGUAGE = 4
+OBJECT_COUNT_SHARES = (0.85, 0.12, 0.03)
+"""Shares of scenes with one, two and three objects."""
+CAMERA_SHARE = 0.1
+"""Share of scenes in which the camera moves."""
+TEXT_DROPOUT = 0.1
+FIRST_FRAME_SHARE = 0.2
+"""Share of a video batch's rows that are image to video."""
+
+
+class Bucket(NamedTuple):
+    """Clips of one size."""
+
+    size: int
+    """Height and width, pixels."""
+    num_frames: int
+    """Frames; 1 for images."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.size}x{self.num_frames}"
+
+    @property
+    def is_image(self) -> bool:
+        return self.num_frames == 1
+
+    @property
+    def rope_scale(self) -> tuple[float, float, float]:
+        """What the nano family's settings say for this size."""
+        settings = RELEASES[DEFAULT_RELEASES["nano"]]
+        return settings.rope_scale_for(self.size, self.size)
+
+
+def sample_training_scene(rng: np.random.Generator) -> Scene:
+    """Draws a scene that is not held out."""
+    while True:
+        num_objects = 1 + int(rng.choice(3, p=OBJECT_COUNT_SHARES))
+        scene = sample_scene(rng, num_objects=num_objects, camera_share=CAMERA_SHARE)
+        if not is_held_out(scene):
+            return scene
+
+
+def describe(scene: Scene, rng: np.random.Generator, *, image: bool) -> list[str]:
+    """Writes several captions of a scene in every language."""
+    return [
+        caption(scene, rng, language, image)
+        for language in LANGUAGES
+        for _ in range(CAPTIONS_PER_LANGUAGE)
+    ]
+
+
+@torch.no_grad()
+def encode_shard(
+    vae: VideoVAE, bucket: Bucket, count: int, seed: int, index: int, folder: Path
+) -> None:
+    """Renders, describes and encodes the scenes of one shard, and writes it.
+
+    Args:
+        vae: The encoder, frozen.
+        bucket: Size of the clips.
+        count: Clips in the shard.
+        seed: Of the whole cache.
+        index: Number of the shard.
+        folder: Where the file goes; existing shards are kept.
+    """
+    path = _shard_path(folder, bucket, index)
+    if path.exists():
+        return
+    rng = np.random.default_rng([seed, zlib.crc32(bucket.name.encode()), index])
+    scenes = [sample_training_scene(rng) for _ in range(count)]
+    captions = [describe(scene, rng, image=bucket.is_image) for scene in scenes]
+    latents, first_frames = [], []
+    for scene in scenes:
+        pixels = to_pixels(render(scene, bucket.size, bucket.num_frames))  # (1, 3, F, H, W)
+        latents.append(vae.encode(pixels))
+        if not bucket.is_image:
+            first_frames.append(vae.encode(pixels[:, :, :1]))
+    tensors = {"latents": torch.cat(latents).half()}
+    if first_frames:
+        tensors["first_frames"] = torch.cat(first_frames).half()
+    with atomic_write(path) as part:
+        save_file(tensors, part, metadata={"captions": json.dumps(captions, ensure_ascii=False)})
+
+
+def encode_bucket(
+    vae: VideoVAE,
+    bucket: Bucket,
+    count: int,
+    folder: Path,
+    *,
+    seed: int,
+    group: Group,
+    shard_size: int = 100,
+) -> None:
+    """Encodes `count` clips, the shards divided among the processes of the group."""
+    folder.mkdir(parents=True, exist_ok=True)
+    num_shards = -(-count // shard_size)
+    for index in range(group.rank, num_shards, group.size):
+        encode_shard(vae, bucket, min(shard_size, count), seed, index, folder)
+    if group.is_main:
+        logger.info("encoded %d clips of %s", num_shards * min(shard_size, count), bucket.name)
+
+
+@dataclass
+class LatentCache:
+    """The clips of one bucket, in memory."""
+
+    bucket: Bucket
+    vae_config: VideoVAEConfig
+    latents: Tensor = field(repr=False)
+    """(N, C, T, H, W) fp16, VAE space."""
+    first_frames: Tensor = field(repr=False)
+    """(N, C, 1, H, W) fp16, VAE space."""
+    captions: list[list[str]] = field(repr=False)
+    """Of each clip, several."""
+
+    @classmethod
+    def load(
+        cls, folder: Path, bucket: Bucket, vae_config: VideoVAEConfig
+    ) -> LatentCache:
+        """Reads all shards of a bucket.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        latents, first_frames, captions = [], [], []
+        for path in _shard_paths(folder, bucket):
+            with safe_open(path, framework="pt") as file:
+                latents.append(file.get_tensor("latents"))
+                if not bucket.is_image:
+                    first_frames.append(file.get_tensor("first_frames"))
+                captions += json.loads(file.metadata()["captions"])
+        if not latents:
+            raise ValueError(f"{folder} holds no latents of {bucket.name}; encode them first")
+        joined = torch.cat(latents)
+        starts = torch.cat(first_frames) if first_frames else joined
+        return cls(bucket, vae_config, joined, starts, captions)
+
+    def draw(self, count: int, generator: torch.Generator) -> LatentBatch:
+        """Draws a batch: clips, a caption of each or the null prompt, and image-to-video rows."""
+        rows = torch.randint(len(self.captions), (count,), generator=generator)
+        chosen = torch.rand(3, count, generator=generator)
+        prompts = [
+            "" if drop < TEXT_DROPOUT else self.captions[row][int(which * len(self.captions[row]))]
+            for row, which, drop in zip(
+                rows.tolist(), chosen[0].tolist(), chosen[1].tolist(), strict=True
+            )
+        ]
+        share = 0.0 if self.bucket.is_image else FIRST_FRAME_SHARE
+        return LatentBatch(
+            to_model_space(self.latents[rows].float(), self.vae_config),
+            to_model_space(self.first_frames[rows].float(), self.vae_config),
+            chosen[2] < share,
+            prompts,
+            self.bucket.rope_scale,
+        )
+
+
+def load_caches(
+    folder: Path, buckets: Sequence[Bucket], vae_config: VideoVAEConfig
+) -> dict[Bucket, LatentCache]:
+    """Reads several buckets."""
+    return {bucket: LatentCache.load(folder, bucket, vae_config) for bucket in buckets}
+
+
+def _shard_path(folder: Path, bucket: Bucket, index: int) -> Path:
+    return folder / f"{bucket.name}-{index:04d}.safetensors"
+
+
+def _shard_paths(folder: Path, bucket: Bucket) -> Iterator[Path]:
+    yield from sorted(folder.glob(f"{bucket.name}-*.safetensors"))

@@ -1,0 +1,227 @@
+"""Judges the nano family on captions it has never seen; run with `python -m`.
+
+Every held-out question becomes one clip, the oracle measures it, and one line is appended to a
+JSON-lines file whose name is a checksum of the weights and settings: a stopped evaluation goes on
+where it was, and new weights never mix with old answers. The report is made from those lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checkpoint import load_transformer, load_vae
+from ..distributed import Group, launch
+from ..generate import GenerateRequest, generate
+from ..nano import nano_path
+from ..pipeline import Pipeline
+from ..text import load_nano_text_encoder
+from .evaluation_report import failures, make_report
+from .world import HeldOut, correct, heldout_captions, measure, render
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("transformer", "text_encoder", "vae")
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """One list of held-out questions."""
+
+    name: str
+    task: str
+    """What the model is asked for: t2v, i2v or t2i."""
+    num_objects: int = 1
+    default_count: int = 200
+
+    def questions(self, count: int) -> list[HeldOut]:
+        """The first `count` questions; fewer where the list is meant to be shorter."""
+        count = min(count, self.default_count)
+        return heldout_captions(count, task=self.task, num_objects=self.num_objects)
+
+
+TEST_SETS: dict[str, TestSet] = {
+    each.name: each
+    for each in (
+        TestSet("t2v", "t2v"),
+        TestSet("i2v", "i2v"),
+        TestSet("t2i", "t2i"),
+        TestSet("two_objects", "t2v", num_objects=2, default_count=100),
+    )
+}
+
+
+def find_parts(folder: Path | None) -> dict[str, Path]:
+    """The three files of the model in a folder; those it lacks are the bundled ones."""
+    paths = {}
+    for part in PARTS:
+        path = None if folder is None else folder / f"{part}.safetensors"
+        paths[part] = path if path is not None and path.is_file() else nano_path(part)
+    return paths
+
+
+def load(paths: dict[str, Path], settings: dict[str, float]) -> Pipeline:
+    """Loads a nano model in fp32, its sampling settings replaced where given."""
+    transformer, info = load_transformer(paths["transformer"], dtype=torch.float32)
+    return Pipeline(
+        transformer,
+        load_nano_text_encoder(paths["text_encoder"], dtype=torch.float32),
+        load_vae(paths["vae"], dtype=torch.float32),
+        replace(info.settings, larger=None, **settings),
+    )
+
+
+def checksum(paths: dict[str, Path], settings: dict[str, float]) -> str:
+    """Names weights and settings in twelve hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for part in PARTS:
+        digest.update(paths[part].read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def answer(pipeline: Pipeline, test: TestSet, question: HeldOut) -> dict[str, Any]:
+    """Makes one clip and judges it.
+
+    Returns:
+        What was asked, which rows are right, seconds, and for i2v the first frame's PSNR in dB.
+    """
+    size = pipeline.settings.default_size[0]
+    image = render(question.scene, size, 1)[0] if test.task == "i2v" else None
+    began = time.perf_counter()
+    result = generate(
+        pipeline,
+        GenerateRequest(question.caption, test.task, image=image, seed=question.seed),
+    )
+    frames = np.stack(list(result.frames()))
+    seconds = time.perf_counter() - began
+    spec = question.scene.objects[0]
+    row: dict[str, Any] = {
+        "caption": question.caption,
+        "language": question.language,
+        "seed": question.seed,
+        "asked": {"shape": spec.shape, "color": spec.color, "motion": spec.motion},
+        "right": {k: bool(v) for k, v in correct(measure(frames), question.scene).items()},
+        "seconds": round(seconds, 2),
+    }
+    if image is not None:
+        row["psnr"] = round(psnr(frames[0], image), 2)
+    return row
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of uint8 arrays, dB; 99 for equal ones."""
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return 99.0 if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def read_answers(folder: Path, key: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """All lines of one key: (test set, index) -> row."""
+    rows = {}
+    for path in sorted(folder.glob(f"{key}-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows[row["set"], row["index"]] = row
+    return rows
+
+
+def work(
+    group: Group, folder: Path, key: str, paths: dict[str, Path], settings: dict, names: Sequence[str], count: int
+) -> None:  # fmt: skip
+    """Answers this process's share of what is still open."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    pipeline = load(paths, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = read_answers(folder, key)
+    group.barrier()
+    with (folder / f"{key}-{group.rank}.jsonl").open("a", encoding="utf-8") as file:
+        for test, index, question in _share(group, names, count):
+            if (test.name, index) in done:
+                continue
+            row = {"set": test.name, "index": index, **answer(pipeline, test, question)}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            if group.is_main and index % 10 == 0:
+                logger.info("%s %d: %s", test.name, index, row["right"])
+
+
+def _share(
+    group: Group, names: Sequence[str], count: int
+) -> Iterator[tuple[TestSet, int, HeldOut]]:
+    for name in names:
+        questions = list(enumerate(TEST_SETS[name].questions(count)))
+        for index, question in questions[group.rank :: group.size]:
+            yield TEST_SETS[name], index, question
+
+
+def time_clips(pipeline: Pipeline, *, repeats: int = 3) -> float:
+    """Median seconds of a default clip, decoding included, after one to warm up."""
+    request = GenerateRequest("a red circle moving right")
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        list(generate(pipeline, request).frames())
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds[1:]))
+
+
+def peak_memory_mb() -> float | None:
+    """Largest resident memory of this process so far, MB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; ends with status 1 if `--floors` is given and a floor is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="folder of weights; default: the bundled ones")
+    parser.add_argument("--count", type=int, default=200, help="questions of each set, at most")
+    parser.add_argument("--sets", nargs="+", choices=list(TEST_SETS), default=list(TEST_SETS))
+    parser.add_argument("--steps", type=int, help="sampling steps; default: the model's")
+    parser.add_argument("--guidance", type=float, help="guidance scale; default: the model's")
+    parser.add_argument("--shift", type=float, help="time shift; default: the model's")
+    parser.add_argument("--answers", type=Path, default=Path("runs/evaluation"))
+    parser.add_argument("--report", type=Path, help="Markdown file to write; default: only print")
+    parser.add_argument("--floors", action="store_true", help="fail if the model looks broken")
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args(arguments)
+
+    given = {"num_steps": args.steps, "guidance_scale": args.guidance, "shift": args.shift}
+    settings = {name: value for name, value in given.items() if value is not None}
+    paths = find_parts(args.model)
+    key = checksum(paths, settings)
+    launch(
+        work, args.processes, args.answers, key, paths, settings, args.sets, args.count, threads=1
+    )
+    torch.set_num_threads(max(2, args.processes))
+    pipeline = load(paths, settings)
+    seconds = time_clips(pipeline)
+    wanted = {(name, i) for name in args.sets for i in range(args.count)}
+    rows = [
+        row for place, row in sorted(read_answers(args.answers, key).items()) if place in wanted
+    ]
+    report = make_report(
+        rows, key, pipeline.settings, seconds, torch.get_num_threads(), peak_memory_mb()
+    )
+    if args.report is not None:
+        args.report.write_text(report, encoding="utf-8")
+    print(report)
+    missed = failures(rows) if args.floors else []
+    if missed:
+        raise SystemExit("below the floor: " + ", ".join(missed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The flow-matching objective of pretraining, for video, images and image to video at once.
+
+Letters: B batch, C channels, T H W latent grid. All latents here are in model space.
+Source: arXiv 2511.14993, section 3, and kandinskylab/kandinsky-5 for the first-frame condition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..flow import interpolate, shift_times, velocity_target
+from ..models import CrossDiT
+from ..text import TextConditioning
+
+TIME_MEAN, TIME_STD = 0.2, 1.2
+"""Of the logit of the times before the shift."""
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Clips of one shape with what they are conditioned on."""
+
+    latents: Tensor
+    """(B, C, T, H, W): what the model learns to make."""
+    first_frames: Tensor
+    """(B, C, 1, H, W): the first frame encoded alone, as inference encodes a given image."""
+    given_first: Tensor
+    """(B,) bool: rows of image to video, which see their first frame."""
+    prompts: list[str]
+    """B captions; an empty one is the null prompt."""
+    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Divisor of the rotary angles (t, h, w) at this size."""
+
+
+def sample_times(count: int, generator: torch.Generator, *, shift: float = 3.0) -> Tensor:
+    """Draws times that lean towards noise: logit-normal, then shifted as the sampler's are.
+
+    The draws of a batch are stratified: each falls into its own slice of equal probability, so
+    that the loss of a small batch varies less.
+
+    Args:
+        count: How many, B.
+        generator: Source of randomness.
+        shift: Warp towards noise.
+
+    Returns:
+        Times (B,) in (0, 1), in random order.
+    """
+    slices = torch.randperm(count, generator=generator)
+    quantiles = (slices + torch.rand(count, generator=generator)) / count
+    normal = torch.special.ndtri(quantiles.clamp(1e-5, 1 - 1e-5))
+    return shift_times(torch.sigmoid(TIME_MEAN + TIME_STD * normal), shift)
+
+
+def network_input(x_t: Tensor, first_frames: Tensor, given_first: Tensor) -> Tensor:
+    """What `VisualCondition` gives the network at inference, chosen row by row.
+
+    Args:
+        x_t: (B, C, T, H, W), noisy.
+        first_frames: (B, C, 1, H, W), clean.
+        given_first: (B,) bool: rows that start from their first frame.
+
+    Returns:
+        (B, 2C + 1, T, H, W): x_t with the first frame put in, zeros, and the mask.
+    """
+    rows = given_first.reshape(-1, 1, 1, 1, 1)
+    start = torch.where(rows, first_frames, x_t[:, :, :1])
+    mask = torch.zeros_like(x_t[:, :1])
+    mask[:, :, :1] = rows.to(mask)
+    x = torch.cat([start, x_t[:, :, 1:]], dim=2)  # (B, C, T, H, W)
+    return torch.cat([x, torch.zeros_like(x), mask], dim=1)
+
+
+def flow_loss(
+    transformer: CrossDiT, text: TextConditioning, batch: LatentBatch, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of the velocity, over the frames that the model has to make.
+
+    Args:
+        transformer: The network, with visual_cond.
+        text: Encoded prompts of the batch, with gradients where the encoder is trained too.
+        batch: Clips.
+        generator: Source of noise and times.
+
+    Returns:
+        Scalar.
+    """
+    latents = batch.latents
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    t = sample_times(latents.shape[0], generator).to(latents)
+    x_t = interpolate(latents, noise, t)
+    velocity = transformer(
+        network_input(x_t, batch.first_frames, batch.given_first),
+        t,
+        text.tokens,
+        text.pooled,
+        text.mask,
+        rope_scale=batch.rope_scale,
+    )
+    error = (velocity - velocity_target(latents, noise)).square()
+    weights = torch.ones_like(error[:, :1, :, :1, :1])  # (B, 1, T, 1, 1)
+    weights[:, :, :1] = (~batch.given_first).reshape(-1, 1, 1, 1, 1).to(weights)
+    per_frame = error.mean(dim=(1, 3, 4), keepdim=True)
+    return (per_frame * weights).sum() / weights.sum()

@@ -1,0 +1,268 @@
+"""The training loop, the objectives and the two stages of the nano family, at toy sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kandinsky_core.config import NanoTextConfig
+from kandinsky_core.distributed import Group
+from kandinsky_core.errors import CheckpointError
+from kandinsky_core.flow import VisualCondition
+from kandinsky_core.models import CrossDiT, VideoVAE
+from kandinsky_core.text import NanoTextEncoder
+from kandinsky_core.text.nano import NUM_SPECIAL_IDS
+from kandinsky_core.training.data import (
+    Bucket,
+    LatentCache,
+    encode_bucket,
+    sample_training_scene,
+)
+from kandinsky_core.training.loop import Loop, LoopSettings, step_generator
+from kandinsky_core.training.objectives import (
+    LatentBatch,
+    flow_loss,
+    network_input,
+    sample_times,
+)
+from kandinsky_core.training.optim import Muon, Schedule, make_optimizers, orthogonalize
+from kandinsky_core.training.pretrain import NanoModel, Phase, make_objective
+from kandinsky_core.training.train_vae import (
+    CropKind,
+    cut_around_object,
+    draw_crops,
+    vae_losses,
+)
+from kandinsky_core.training.train_vae import sample_training_scene as sample_vae_scene
+from kandinsky_core.training.world import is_held_out, vocabulary
+from kandinsky_core.variants import NANO_VIDEO_VAE, VARIANTS
+
+TINY = replace(
+    VARIANTS["debug"], latent_channels=4, text_dim=16, pooled_dim=16, num_visual_blocks=1
+)
+TINY_VAE = replace(
+    NANO_VIDEO_VAE, block_out_channels=(8, 8, 8), norm_num_groups=2, latent_channels=4
+)
+TOY = Bucket(64, 5)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def tiny_model() -> NanoModel:
+    words = vocabulary()
+    config = NanoTextConfig(NUM_SPECIAL_IDS + len(words), dim=16, num_layers=1, num_heads=2)
+    return NanoModel(CrossDiT(TINY), NanoTextEncoder(config, words))
+
+
+def toy_batch(rows: int = 4) -> LatentBatch:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(rows, 4, 2, 4, 4, generator=generator)
+    given = torch.arange(rows) % 2 == 0
+    return LatentBatch(latents, latents[:, :, :1] + 1, given, ["a red circle"] * rows)
+
+
+def linear_loop(run_dir, num_steps=6) -> Loop:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def objective(step):
+        x = torch.randn(16, 4, generator=step_generator(7, step))
+        return {"loss": (model(x) - x.sum(1, keepdim=True)).square().mean()}
+
+    settings = LoopSettings(Schedule(num_steps, warmup=2, decay=2), save_every=100, log_every=100)
+    return Loop(model, objective, make_optimizers(model, 1e-2), settings, run_dir)
+
+
+def test_resumed_run_has_the_same_next_loss(tmp_path):
+    whole = linear_loop(tmp_path / "whole")
+    losses = [whole.train_step()["loss"] for _ in range(5)]
+
+    first = linear_loop(tmp_path / "parts")
+    for _ in range(3):
+        first.train_step()
+    first.save(first.checkpoint_path)
+    second = linear_loop(tmp_path / "parts")
+    assert second.step == 3
+    assert [second.train_step()["loss"] for _ in range(2)] == losses[3:]
+    for name, value in whole.ema.items():
+        torch.testing.assert_close(second.ema[name], value, rtol=0, atol=0)
+
+
+def test_run_ends_with_the_schedule_and_saves(tmp_path):
+    loop = linear_loop(tmp_path, num_steps=4)
+    loop.run()
+    assert loop.step == 4
+    assert linear_loop(tmp_path).step == 4
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    linear_loop(tmp_path, num_steps=1).run()
+    model = nn.Linear(3, 3)
+    settings = LoopSettings(Schedule(1))
+    with pytest.raises(CheckpointError, match="another model"):
+        Loop(model, lambda _: {}, make_optimizers(model, 1e-2), settings, tmp_path)
+
+
+def test_schedule_rises_stays_and_falls():
+    schedule = Schedule(100, warmup=10, decay=20, final=0.5)
+    assert schedule.factor(0) == pytest.approx(0.1)
+    assert schedule.factor(50) == 1.0
+    assert schedule.factor(90) == pytest.approx(0.75)
+    assert schedule.factor(100) == 0.5
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 6), (1, 4, 9), (3, 9, 4)])
+def test_orthogonalize_flattens_singular_values(shape):
+    matrices = torch.randn(shape)
+    values = torch.linalg.svdvals(orthogonalize(matrices, num_steps=8))
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    alignment = (orthogonalize(matrices) * (u @ v)).sum((1, 2)) / min(shape[1:])
+    assert alignment.min() > 0.8
+
+
+class TwoProcesses(Group):
+    """Stands for a group of two whose exchange adds what the other process computed."""
+
+    def __init__(self, rank: int, exchange: list) -> None:
+        super().__init__(rank, 2)
+        object.__setattr__(self, "exchange", exchange)
+
+    def sum_(self, tensors):
+        self.exchange.append([tensor.clone() for tensor in tensors])
+
+
+def test_two_processes_divide_the_work_of_muon():
+    exchange: list = []
+    for group in (Group(), TwoProcesses(0, exchange), TwoProcesses(1, exchange)):
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(4, 4)) for _ in range(3)]
+        for param in params:
+            param.grad = torch.randn(4, 4)
+        before = [param.detach().clone() for param in params]
+        Muon(params, 0.1, group=group).step()
+        if group.size == 1:
+            alone = [(b - p.detach()) / (0.1 * 0.2 * 2) for b, p in zip(before, params, strict=True)]
+    for expected, *parts in zip(alone, *exchange, strict=True):
+        torch.testing.assert_close(sum(parts), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_times_lean_towards_noise_and_are_stratified():
+    times = sample_times(64, torch.Generator().manual_seed(0))
+    assert ((times > 0) & (times < 1)).all()
+    assert 0.6 < times.mean() < 0.85
+    again = sample_times(64, torch.Generator().manual_seed(1))
+    assert abs(times.mean() - again.mean()) < 0.02
+
+
+def test_first_frame_rows_are_what_inference_builds():
+    batch, x_t = toy_batch(), torch.randn(4, 4, 2, 4, 4)
+    got = network_input(x_t, batch.first_frames, batch.given_first)
+    for row in range(4):
+        given = bool(batch.given_first[row])
+        first = batch.first_frames[row : row + 1] if given else None
+        condition = VisualCondition(first_frame=first)
+        expected = condition.network_input(condition.impose(x_t[row : row + 1]), True)
+        assert torch.equal(got[row : row + 1], expected)
+
+
+def test_given_first_frame_has_no_loss():
+    batch = toy_batch(2)
+    batch = replace(batch, given_first=torch.ones(2, dtype=torch.bool))
+    model = tiny_model()
+    text = model.encode_text(batch.prompts)
+
+    def loss(latents):
+        generator = torch.Generator().manual_seed(5)
+        return flow_loss(model.transformer, text, replace(batch, latents=latents), generator)
+
+    changed = batch.latents.clone()
+    changed[:, :, 0] += 10.0
+    assert torch.equal(loss(batch.latents), loss(changed))
+
+
+def test_pretraining_overfits_one_batch():
+    model, batch = tiny_model(), toy_batch()
+    optimizers = make_optimizers(model, 1e-2)
+    losses = []
+    for _ in range(60):
+        generator = torch.Generator().manual_seed(5)
+        loss = flow_loss(model.transformer, model.encode_text(batch.prompts), batch, generator)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_vae_step_lowers_the_loss():
+    vae = VideoVAE(TINY_VAE)
+    pixels = draw_crops(CropKind(64, 5, 32, 2), np.random.default_rng(0))
+    optimizers = make_optimizers(vae, 3e-3)
+    losses = []
+    for _ in range(12):
+        loss = vae_losses(vae, pixels, torch.Generator().manual_seed(0))["loss"]
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_crops_lie_inside_the_frames():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scene = sample_vae_scene(rng)
+        frames = np.zeros((3, 128, 128, 3), np.uint8)
+        assert cut_around_object(frames, scene, 64, rng).shape == (3, 64, 64, 3)
+
+
+@pytest.mark.parametrize("sample", [sample_training_scene, sample_vae_scene])
+def test_training_never_sees_what_is_held_out(sample):
+    rng = np.random.default_rng(0)
+    assert not any(is_held_out(sample(rng)) for _ in range(2000))
+
+
+def test_cache_is_resumable_and_feeds_the_objective(tmp_path):
+    vae = VideoVAE(TINY_VAE)
+    group = Group()
+    encode_bucket(vae, TOY, 4, tmp_path, seed=0, group=group, shard_size=2)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    kept = [path.read_bytes() for path in shards]
+    shards[1].unlink()
+    encode_bucket(vae, TOY, 4, tmp_path, seed=0, group=group, shard_size=2)
+    assert [path.read_bytes() for path in shards] == kept
+
+    cache = LatentCache.load(tmp_path, TOY, TINY_VAE)
+    batch = cache.draw(64, torch.Generator().manual_seed(0))
+    assert batch.latents.shape == (64, 4, 2, 8, 8)
+    assert batch.first_frames.shape == (64, 4, 1, 8, 8)
+    assert 0 < sum(prompt == "" for prompt in batch.prompts) < 20
+    assert 0 < batch.given_first.sum() < 32
+
+    model = tiny_model()
+    objective = make_objective(
+        model, {TOY: cache}, 10, 0, batch={TOY: 2}, phases=[Phase(1.0, {TOY: 1.0})]
+    )
+    assert objective(3)["loss"].item() == objective(3)["loss"].item()
+
+
+def test_saved_model_loads_again(tmp_path):
+    model = NanoModel.fresh()
+    prompts = ["a red circle", ""]
+    model.save(tmp_path)
+    again = NanoModel.load(tmp_path)
+    expected, got = (each.encode_text(prompts).tokens for each in (model, again))
+    torch.testing.assert_close(got, expected.float(), atol=5e-3, rtol=5e-3)
+    weights, loaded = model.transformer.state_dict(), again.transformer.state_dict()
+    assert all(torch.equal(loaded[name], value.half().float()) for name, value in weights.items())
