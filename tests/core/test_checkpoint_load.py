@@ -203,13 +203,14 @@ def test_no_room_leaves_the_old_file(tmp_path):
         import resource, signal, sys
         import numpy as np, torch
         from kandinsky_core.checkpoint import save_checkpoint
-        from kandinsky_core.video import write_image
+        from kandinsky_core.video import write_image, write_video
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
         for write in (
             lambda: save_checkpoint(sys.argv[1], {"a": torch.ones(100_000)}),
             lambda: write_image(sys.argv[1].replace("safetensors", "png"), noise),
+            lambda: write_video(sys.argv[1].replace("safetensors", "mp4"), [noise] * 8, crf=1),
         ):
             try:
                 write()
@@ -219,9 +220,9 @@ def test_no_room_leaves_the_old_file(tmp_path):
         path,
     )
     lines = output.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     for line in lines:
-        assert line.startswith("OutputError")
+        assert line.startswith("OutputError"), line
         assert "nothing was changed" in line
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
