@@ -44,5 +44,5 @@ class Decode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> io.NodeOutput:
-        chunks = host.decode_frames(vae, latent["samples"], memory_budget_gb)
+        chunks = host.decode_frames(vae, latent, memory_budget_gb)
         return io.NodeOutput(torch.cat([pixels_to_image(chunk) for chunk in chunks]))

@@ -63,7 +63,10 @@ def empty_latent(width: int, height: int, length: int, batch_size: int, channels
     Raises:
         ValueError: The size does not fit; the sentence names the nearest that do.
     """
-    shape = VideoShape(length, height, width).latent_shape(channels, batch_size)
+    try:
+        shape = VideoShape(length, height, width).latent_shape(channels, batch_size)
+    except ValueError as error:
+        raise ValueError(f"width, height, length: {error}") from error
     return {"samples": torch.zeros(shape)}
 
 
@@ -113,15 +116,15 @@ class EmptyLatent(io.ComfyNode):
     ) -> io.NodeOutput:
         if seconds > 0:
             length = frames_for_seconds(seconds)
-        channels = 16
-        if model is not None:
-            info = host.model_info(model)
-            channels = info.config.latent_channels
-            if length > 1 and host.makes_images_only(model):
-                raise ValueError(
-                    f"length: {info.variant} makes images, found {length} frames; set it to 1."
-                )
-        return io.NodeOutput(empty_latent(width, height, length, batch_size, channels))
+        if model is None:
+            return io.NodeOutput(empty_latent(width, height, length, batch_size))
+        info = host.model_info(model)
+        if length > 1 and host.makes_images_only(model):
+            raise ValueError(
+                f"length: {info.variant} makes images, found {length} frames; set it to 1."
+            )
+        latent = empty_latent(width, height, length, batch_size, info.config.latent_channels)
+        return io.NodeOutput({**latent, host.SPACE: host.space_name(model)})
 
 
 class ImageToVideo(io.ComfyNode):
@@ -174,7 +177,7 @@ class ImageToVideo(io.ComfyNode):
             )
         latent = empty_latent(width, height, length, batch_size)
         frame, space = host.encode_images(vae, fill_size(image, height, width))
-        values = {host.FIRST_FRAME: frame, host.FIRST_FRAME_SPACE: space}
+        values = {host.FIRST_FRAME: frame, host.SPACE: space}
         return io.NodeOutput(
             host.set_conditioning(positive, values),
             host.set_conditioning(negative, values),

@@ -7,14 +7,15 @@ behind it (MODEL, CLIP, VAE) are subclasses of ComfyUI's own, so native nodes ta
 from __future__ import annotations
 
 from .files import NANO, Folder, choices, locate
+from .latents import SPACE
 from .model import (
     FIRST_FRAME,
-    FIRST_FRAME_SPACE,
     WEIGHT_DTYPES,
     load_model,
     makes_images_only,
     model_info,
     settings_for,
+    space_name,
     to_model_space,
     to_vae_space,
 )
@@ -25,8 +26,8 @@ from .vae import decode_frames, encode_images, load_vae
 
 __all__ = [
     "FIRST_FRAME",
-    "FIRST_FRAME_SPACE",
     "NANO",
+    "SPACE",
     "TASKS",
     "WEIGHT_DTYPES",
     "Folder",
@@ -44,6 +45,7 @@ __all__ = [
     "sampling_shift",
     "set_conditioning",
     "settings_for",
+    "space_name",
     "to_model_space",
     "to_vae_space",
 ]

@@ -29,7 +29,7 @@ def locate(folder: Folder, name: str, input_id: str) -> Path:
     if path is not None:
         return Path(path)
     known = folder_paths.get_filename_list(folder)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}? Otherwise " if near else ""
     raise ValueError(
         f"{input_id}: there is no file {name!r} in the {folder} folders "

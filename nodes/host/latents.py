@@ -13,6 +13,9 @@ from ...kandinsky_core.models import to_model_space, to_vae_space
 from ...kandinsky_core.nano import nano_path
 from .preview_colors import NANO_RGB_BIAS, NANO_RGB_FACTORS
 
+SPACE = "k5_space"
+"""LATENT and conditioning key: name of the latent space that the tensors beside it are in."""
+
 
 @dataclass(frozen=True)
 class LatentSpace:

@@ -27,7 +27,7 @@ from ...kandinsky_core.flow import VisualCondition
 from ...kandinsky_core.models import CrossDiT
 from ...kandinsky_core.settings import SamplingSettings
 from ...kandinsky_core.shapes import RELEASED
-from .latents import LatentSpace, space_of_transformer
+from .latents import SPACE, LatentSpace, space_of_transformer
 from .sampling import FlowSampling
 
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
@@ -42,9 +42,6 @@ WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
 
 FIRST_FRAME = "k5_first_frame"
 """Conditioning key: encoded image (B or 1, C, 1, H, W) in VAE space."""
-FIRST_FRAME_SPACE = "k5_first_frame_space"
-"""Conditioning key: name of the latent space it was encoded into."""
-
 TIME_SCALE = 1000.0
 """ComfyUI hands over 1000 t."""
 
@@ -187,7 +184,7 @@ class Kandinsky5(comfy.model_base.BaseModel):
         if mask is not None and mask.shape == tokens.shape[:2] and not mask.all():
             conds["text_mask"] = comfy.conds.CONDRegular(mask.float())
         if kwargs.get(FIRST_FRAME) is not None:
-            frame = self._first_frame(kwargs[FIRST_FRAME], kwargs.get(FIRST_FRAME_SPACE), noise)
+            frame = self._first_frame(kwargs[FIRST_FRAME], kwargs.get(SPACE), noise)
             conds["first_frame"] = comfy.conds.CONDRegular(frame)
         return conds
 
@@ -303,6 +300,12 @@ def settings_for(model: ModelPatcher, latent: dict[str, Any] | None) -> Sampling
     if latent is None:
         return settings
     return settings.for_size(*_pixel_size(latent["samples"]))
+
+
+def space_name(model: ModelPatcher) -> str:
+    """Name of the latent space of a MODEL, which its VAE shares."""
+    model_info(model)
+    return model.model.space.name
 
 
 def makes_images_only(model: ModelPatcher) -> bool:

@@ -14,6 +14,7 @@ import latent_preview
 from torch import Tensor
 
 from ...kandinsky_core.flow import sample
+from .latents import SPACE
 
 TABLE_LENGTH = 8400
 """Entries of the sigma table. The native `simple` scheduler picks from it at equal distances,
@@ -110,4 +111,4 @@ def sample_latents(
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-    return {**latent, "samples": samples}
+    return {**latent, "samples": samples, SPACE: model.model.space.name}

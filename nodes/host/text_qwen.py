@@ -175,10 +175,14 @@ class QwenClipModel(nn.Module):
             "model_name": CLIP_L,
             f"{CLIP_L}_model_config": _clip_config(weights.clip),
         }
+        clip_dtype = weights.clip["text_model.final_layer_norm.weight"].dtype
         self.clip = comfy.sd1_clip.SDClipModel(
-            device=device, dtype=dtype, return_projected_pooled=False, model_options=clip_options
+            device=device,
+            dtype=clip_dtype,
+            return_projected_pooled=False,
+            model_options=clip_options,
         )
-        self.dtypes = {dtype, detected.get("dtype_llama", dtype)}
+        self.dtypes = {clip_dtype, detected.get("dtype_llama", dtype)}
 
     def load_weights(self, weights: QwenClipWeights) -> None:
         """Fill both models.
@@ -190,7 +194,13 @@ class QwenClipModel(nn.Module):
             (self.qwen, weights.qwen, weights.qwen_path),
             (self.clip, weights.clip, weights.clip_path),
         ):
-            missing, _unexpected = model.load_sd(state)
+            try:
+                missing, _unexpected = model.load_sd(state)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{path.name} has weights of other shapes than Qwen2.5-VL 7B and CLIP-L; use "
+                    "the files that the help page of this node names."
+                ) from error
             missing = [name for name in missing if not any(part in name for part in _UNUSED)]
             if missing:
                 raise ValueError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...kandinsky_core.checkpoint import load_vae as load_core_vae
 from ...kandinsky_core.config import VideoVAEConfig
 from ...kandinsky_core.models import ImageVAE, VideoVAE, plan_tiles, tile_bytes
-from .latents import LatentSpace, space_of_vae
+from .latents import SPACE, LatentSpace, space_of_vae
 from .run import Progress
 
 GIB = 2**30
@@ -164,12 +164,12 @@ def encode_images(vae: Any, image: Tensor) -> tuple[Tensor, str]:
     return latents, vae.space.name
 
 
-def decode_frames(vae: Any, latents: Tensor, memory_budget_gb: float) -> Iterator[Tensor]:
+def decode_frames(vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> Iterator[Tensor]:
     """Decode clip by clip, a few frames at a time, with progress and cancel on the node.
 
     Args:
         vae: From `load_vae`.
-        latents: (B, C, T, h, w), or (B, C, h, w) for images, in VAE space.
+        latent: LATENT of (B, C, T, h, w), or (B, C, h, w) for images.
         memory_budget_gb: GiB that the work may take; 0 uses what is free.
 
     Yields:
@@ -181,6 +181,12 @@ def decode_frames(vae: Any, latents: Tensor, memory_budget_gb: float) -> Iterato
     if not isinstance(vae, VAE):
         raise ValueError(
             "vae: expected one from Load VAE (Kandinsky 5); for other VAEs use VAE Decode."
+        )
+    latents, space = latent["samples"], latent.get(SPACE, vae.space.name)
+    if space != vae.space.name:
+        raise ValueError(
+            f"vae: the latent was made for the {space} VAE, found the {vae.space.name} VAE; load "
+            "the one that belongs to the model."
         )
     if latents.shape[1] != vae.latent_channels or latents.ndim not in (4, 5):
         raise ValueError(

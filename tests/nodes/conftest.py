@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from tooling import comfyui, environment
 
 PACK = Path(os.environ.get("KANDINSKY5_PACK", environment.ROOT))

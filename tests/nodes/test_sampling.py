@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 STEPS = [4, 8, 16, 20, 28, 30, 50]
 TOLERANCE = 1e-4
