@@ -161,7 +161,7 @@ def plan_tiles(
     batch, _, *grid = latent_shape
     best: TilePlan | None = None
     least = math.inf
-    for plan in _candidates(tuple(grid)):
+    for plan in _candidates(grid):
         if best is not None and _cost(plan) >= _cost(best):
             continue
         needed = _plan_bytes(config, plan, batch, dtype, direction)
@@ -199,7 +199,7 @@ def _cost(plan: TilePlan) -> tuple[int, int, int]:
     return plan.num_tiles, len(plan.time), math.prod(plan.largest_thw)
 
 
-def _candidates(grid_thw: tuple[int, int, int]) -> Iterator[TilePlan]:
+def _candidates(grid_thw: Sequence[int]) -> Iterator[TilePlan]:
     """Every plan of evenly sized tiles, from one tile to the smallest tiles."""
     time, height, width = grid_thw
     times = _even_spans(time - 1, TIME_OVERLAP, MIN_TIME_STRIDE)

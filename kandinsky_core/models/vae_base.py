@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .tiled_run import OnTile, Tile, run_tiles
-from .tiling import DEFAULT_MEMORY_BUDGET, TilePlan, plan_tiles
+from .tiling import DEFAULT_MEMORY_BUDGET, Direction, TilePlan, plan_tiles
 from .vae_layers import Decoder, Encoder, Kit, VAEConfig, compression_thw
 
 
@@ -186,7 +186,9 @@ class Autoencoder(nn.Module):
             self.decode_frames(latents, tiling=tiling, memory_budget=memory_budget, on_tile=on_tile)
         )
 
-    def _plan(self, batch_thw: tuple[int, ...], budget: int | None, direction: str) -> TilePlan:
+    def _plan(
+        self, batch_thw: tuple[int, ...], budget: int | None, direction: Direction
+    ) -> TilePlan:
         batch, *grid = batch_thw
         shape = (batch, self.config.latent_channels, *grid)
         budget = DEFAULT_MEMORY_BUDGET if budget is None else budget

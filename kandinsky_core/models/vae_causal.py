@@ -42,7 +42,7 @@ class CausalConv3d(nn.Module):
         self.stride_t = stride_thw[0]
         self.conv = ops.Conv3d(in_channels, out_channels, kernel, stride=stride_thw, **factory)
 
-    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.GroupNorm | None = None) -> Tensor:
         """Convolve `x`, or SiLU(norm(x)) where a norm is given.
 
         Args:
@@ -85,12 +85,13 @@ class CausalConv3d(nn.Module):
         for start in range(0, num_out, step):
             stop = min(start + step, num_out)
             first = start * self.stride_t - self.lookback
-            piece = frames(max(first, 0), (stop - 1) * self.stride_t + 1)
-            piece = self.conv(self._pad(piece, max(-first, 0)))  # (B, C_out, stop - start, H, W)
+            source = frames(max(first, 0), (stop - 1) * self.stride_t + 1)
+            # (B, C_out, stop - start, H, W)
+            piece: Tensor = self.conv(self._pad(source, max(-first, 0)))
             if out is None:
-                batch, channels, _, height, width = piece.shape
-                out = piece.new_empty(batch, channels, num_out, height, width)
-            out[:, :, start:stop] = piece
+                batch, channels, _, *size = piece.shape
+                out = piece.new_empty(batch, channels, num_out, *size)
+            out[:, :, start:stop].copy_(piece)
         assert out is not None, num_frames
         return out
 
@@ -139,7 +140,7 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
-def _normalizer(x: Tensor, norm: nn.Module) -> Callable[[Tensor], Tensor]:
+def _normalizer(x: Tensor, norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
     """Gather group statistics over a clip; return SiLU(norm(.)) for some of its frames."""
     moments = [
         torch.var_mean(

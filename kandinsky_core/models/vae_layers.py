@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -93,11 +93,11 @@ class Kit(Protocol):
     def upsample(self, channels: int, factor_thw: FactorTHW) -> nn.Module: ...
 
 
-def _norm(groups: int, channels: int, kit: Kit) -> nn.Module:
+def _norm(groups: int, channels: int, kit: Kit) -> nn.GroupNorm:
     return kit.ops.GroupNorm(groups, channels, eps=NORM_EPS, **kit.factory)
 
 
-def _norm_silu_conv(x: Tensor, norm: nn.Module, conv: nn.Module) -> Tensor:
+def _norm_silu_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Module) -> Tensor:
     if isinstance(conv, CausalConv3d):
         return conv(x, norm)
     return conv(F.silu(norm(x), inplace=not torch.is_grad_enabled()))
@@ -217,8 +217,9 @@ class Encoder(nn.Module):
 
     def layers(self) -> Iterator[nn.Module]:
         yield self.conv_in
-        for block in (*self.down_blocks, self.mid_block):
+        for block in cast("Sequence[DownBlock]", self.down_blocks):
             yield from block.layers()
+        yield from self.mid_block.layers()
 
     def forward(self, x: Tensor) -> Tensor:
         # one flat loop: a block's input is freed as soon as its first layer is done
@@ -242,7 +243,8 @@ class Decoder(nn.Module):
 
     def layers(self) -> Iterator[nn.Module]:
         yield self.conv_in
-        for block in (self.mid_block, *self.up_blocks):
+        yield from self.mid_block.layers()
+        for block in cast("Sequence[UpBlock]", self.up_blocks):
             yield from block.layers()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """How much memory one tile of an autoencoder takes, from its dimensions alone.
 
 Counts what is alive at the worst moment of each layer, in a forward pass without gradients.
-Weights, input and result are not counted. Measured against the peak of real runs in
-tests/core/test_vae_memory.py.
+Weights, input and result are not counted. tests/core/test_vae_tiling.py holds it against the
+peak of real runs.
 
 Letters: C channels, T H W grid of the layer at hand.
 """
@@ -25,9 +25,11 @@ from .vae_layers import (
     pixel_channels,
 )
 
-WORK_COPIES = 4
-"""Copies of a convolution's input, or of one piece of it, that exist besides input and output:
+CAUSAL_WORK = 4
+"""Copies of a causal convolution's input, or of one piece of it, besides input and output:
 normalised, padded, and twice re-ordered inside the library."""
+IMAGE_WORK = 2
+"""The same for a 2-D convolution, which pads by itself."""
 ATTENTION_COPIES = 8
 """Tensors of the middle grid's size alive in attention."""
 
@@ -51,7 +53,8 @@ class _Meter:
         if self.causal and elements > PIECE_ELEMENTS:
             # a piece is at least one frame and the two before it
             elements = min(elements, PIECE_ELEMENTS + 2 * work * self.frame)
-        self.peak = max(self.peak, live * self.frame * self.time + WORK_COPIES * elements)
+        copies = CAUSAL_WORK if self.causal else IMAGE_WORK
+        self.peak = max(self.peak, live * self.frame * self.time + copies * elements)
 
     def resnets(self, stage: Stage) -> None:
         for i in range(stage.num_blocks):
