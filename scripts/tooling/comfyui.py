@@ -117,6 +117,7 @@ class Server:
         host = obtain()
         (host / "user").mkdir(exist_ok=True)
         prepare_base(self.base)
+        _copy_example_picture(host, self.base)
         interpreter = environment.python()
         command = [str(interpreter), "main.py", "--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
@@ -170,6 +171,13 @@ class Server:
 
     def _last_lines(self, count: int = 30) -> str:
         return "\n".join(self.log().splitlines()[-count:])
+
+
+def _copy_example_picture(host: Path, base: Path) -> None:
+    """Templates with an image start from the picture that ComfyUI keeps in its own input folder."""
+    source, target = host / "input" / "example.png", base / "input" / "example.png"
+    if source.is_file() and not target.exists():
+        shutil.copyfile(source, target)
 
 
 def _device_arguments(interpreter: Path) -> list[str]:
