@@ -2,7 +2,8 @@
 
 Where two tiles overlap, the later one fades in linearly: 0, 1/n, ..., (n-1)/n over the n cells they
 share. Differs: where four tiles meet, the weights here are the product of the two ramps, while
-Diffusers fades one of the ramps twice. Everywhere else the numbers are the same.
+Diffusers fades one of the ramps twice (random weights, 4 x 4 latent tiles: 1.1 standard deviations
+of the pixels at most, 0.005 on average). Everywhere else the numbers are the same.
 """
 
 from __future__ import annotations
