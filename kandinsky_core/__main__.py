@@ -54,6 +54,7 @@ def run_generate(args: argparse.Namespace) -> None:
     """Make one video or image and write it."""
     import torch
 
+    from .flow import Step
     from .generate import STILL_TASKS, GenerateRequest, generate
     from .pipeline import load_pipeline
     from .video import read_image, write_contact_sheet, write_image, write_video
@@ -65,7 +66,7 @@ def run_generate(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--output {output} cannot hold the result of {args.task}; give a {expected} file"
         )
-    tqdm = import_extra("tqdm", "train").tqdm
+    tqdm = import_extra("tqdm", "video").tqdm
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}
     request = GenerateRequest(
         prompt=args.prompt,
@@ -89,7 +90,7 @@ def run_generate(args: argparse.Namespace) -> None:
     )
     with tqdm(desc="sampling", unit="step") as bar:
 
-        def on_step(step: object) -> None:
+        def on_step(step: Step) -> None:
             bar.total = step.num_steps
             bar.update()
 

@@ -76,7 +76,8 @@ def find_known(names: Iterable[str]) -> list[Family]:
     names = list(names)
     found = []
     for component, family, signature in _KNOWN:
-        prefixes = {_prefix(name, signature) for name in names} - {None}
+        candidates = {_prefix(name, signature) for name in names}
+        prefixes = [prefix for prefix in candidates if prefix is not None]
         if prefixes:
             # a network may hold another's names deeper down
             found.append(Family(component, family, min(prefixes, key=len)))

@@ -60,7 +60,7 @@ class Tally:
     def rows(self) -> list[tuple[str, int, int]]:
         """(row, right, counted): the totals first, then the single values by name."""
         order = sorted(self._counts, key=lambda row: ("=" in row, row))
-        return [(row, *self._counts[row]) for row in order]
+        return [(row, self._counts[row][0], self._counts[row][1]) for row in order]
 
     def table(self) -> str:
         """A Markdown table with percentages and 95 % Wilson intervals."""
