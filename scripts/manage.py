@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     comfy.add_argument("--port", type=int, default=8188)
     comfy.add_argument("--no-open", action="store_true", help="only print the address")
 
+    thumbnails = verbs.add_parser("thumbnails", help="make workflows/*.jpg anew with nano")
+    thumbnails.add_argument("--seed", type=int, default=0)
+
     test = verbs.add_parser("test", help="lint, types and every test")
     test.add_argument("pytest_args", nargs=argparse.REMAINDER, help="passed on to pytest")
     return parser
@@ -75,7 +78,7 @@ def main() -> int:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _end_like_ctrl_c)
-    from tooling import checks, comfyui, demo, environment
+    from tooling import checks, comfyui, demo, environment, thumbnails
 
     arguments = _parser().parse_args()
     try:
@@ -86,6 +89,8 @@ def main() -> int:
             demo.make_video(arguments.prompt, arguments.seed, arguments.output)
         elif arguments.verb == "comfy":
             demo.serve(arguments.port, open_page=not arguments.no_open)
+        elif arguments.verb == "thumbnails":
+            thumbnails.make_thumbnails(arguments.seed)
         else:
             return checks.run_all(arguments.pytest_args)
     except KeyboardInterrupt:

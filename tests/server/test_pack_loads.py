@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from tooling.comfyui import PACK
+from tooling.environment import ROOT
 
 PREFIX = "K5_"
 
@@ -29,6 +30,16 @@ def test_every_node_comes_from_the_pack_and_is_described(comfy):
             for input_id, spec in group.items():
                 options = spec[1] if len(spec) > 1 else {}
                 assert options.get("tooltip"), f"{name}.{input_id} has no tooltip"
+
+
+def test_readme_lists_every_node(comfy):
+    in_readme = set(re.findall(r"`(K5_\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert in_readme == {name for name in comfy.object_info() if name.startswith(PREFIX)}
+
+
+def test_every_workflow_is_offered_as_a_template(comfy):
+    shipped = {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    assert shipped and set(comfy.get("/workflow_templates")[PACK]) == shipped
 
 
 def test_help_page_exists_for_nodes_that_ship_one(comfy_server, comfy):

@@ -1,0 +1,60 @@
+"""Pictures of the workflows for ComfyUI's template browser, made by running them on nano."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+from . import comfyui, environment
+from .demo import BASE, load_workflow, run_with_progress
+from .environment import ROOT, ToolingError
+
+FOLDER = ROOT / "workflows"
+SIZE = 512
+JOBS = {
+    "text_to_video": "a red star moves to the right on a navy background",
+    "text_to_image": "a yellow triangle on a teal background",
+    "image_to_video": "a red star moves to the right on a navy background",
+}
+"""Workflow -> prompt. The workflows for real checkpoints get the picture of their nano twin."""
+
+# The last frame of a video, or the image, enlarged; argv: source, picture.
+_PICTURE = """
+import sys, cv2
+from kandinsky_core.video import read_video
+source, picture, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+frame = read_video(source).frames[-1] if source.endswith(".mp4") else cv2.imread(source)[..., ::-1]
+large = cv2.resize(frame, (size, size), interpolation=cv2.INTER_CUBIC)
+if not cv2.imwrite(picture, large[..., ::-1]):
+    raise SystemExit(f"{picture} could not be written")
+"""
+
+
+def make_thumbnails(seed: int) -> None:
+    """Run every nano workflow and write workflows/NAME.jpg beside it and beside its real twin.
+
+    Raises:
+        ToolingError: If a workflow fails or leaves no picture.
+    """
+    environment.ensure("demo")
+    with comfyui.Server(BASE) as server, tempfile.TemporaryDirectory() as folder:
+        first_frame = Path(folder) / "kandinsky5_first_frame.png"
+        for name, prompt in JOBS.items():
+            workflow = load_workflow(FOLDER / "api" / f"{name}_nano.json", prompt=prompt, seed=seed)
+            for node in workflow.values():
+                if node["class_type"] == "LoadImage":
+                    node["inputs"]["image"] = server.client.upload(first_frame)
+            (file,) = run_with_progress(server.client, workflow).files()
+            result = Path(folder) / file.filename
+            result.write_bytes(server.client.download(file))
+            if not first_frame.exists():
+                _convert(result, first_frame)
+            for stem in (name, f"{name}_nano"):
+                _convert(result, FOLDER / f"{stem}.jpg")
+
+
+def _convert(source: Path, picture: Path) -> None:
+    command = [str(environment.python()), "-c", _PICTURE, str(source), str(picture), str(SIZE)]
+    if subprocess.call(command, cwd=ROOT) != 0:
+        raise ToolingError(f"{picture} could not be made")
