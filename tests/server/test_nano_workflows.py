@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
+import numpy as np
 import pytest
 
-from kandinsky_core.training.world import measure
-from kandinsky_core.video import read_image, read_video
+from kandinsky_core.training.world import heldout_captions, measure, render
+from kandinsky_core.video import read_image, read_video, write_image
 from tooling.demo import load_workflow
 from tooling.environment import ROOT
 
 API = ROOT / "workflows" / "api"
 TEXT_TO_VIDEO = API / "text_to_video_nano.json"
+TEXT_TO_IMAGE = API / "text_to_image_nano.json"
+IMAGE_TO_VIDEO = API / "image_to_video_nano.json"
+FIRST_FRAME_DB = 25.0
 PROMPTS = [
     ("a red circle moves to the right", "red", "circle", "right"),
     ("a blue square moves up", "blue", "square", "up"),
@@ -49,3 +51,25 @@ def test_same_seed_gives_the_same_video_and_another_seed_another(fetch):
     )
     assert (first == again).all()
     assert (first != other).any()
+
+
+def test_text_to_image_shows_what_the_prompt_says(fetch):
+    workflow = load_workflow(TEXT_TO_IMAGE, prompt="a yellow triangle", seed=0)
+    path = fetch(workflow)
+    assert path.suffix == ".png"
+    (seen,) = measure(np.asarray(read_image(path))[None]).objects
+    assert (seen.color, seen.shape) == ("yellow", "triangle")
+
+
+def test_image_to_video_starts_from_the_given_picture(fetch, comfy, tmp_path):
+    question = heldout_captions(1, task="i2v")[0]
+    given = render(question.scene, 128, 17)[0]
+    picture = tmp_path / "given.png"
+    write_image(picture, given)
+    workflow = load_workflow(IMAGE_TO_VIDEO, prompt=question.caption, seed=question.seed)
+    (load,) = (node for node in workflow.values() if node["class_type"] == "LoadImage")
+    load["inputs"]["image"] = comfy.upload(picture)
+    frames = read_video(fetch(workflow)).frames
+    error = np.square(frames[0].astype(float) - given.astype(float)).mean()
+    assert 10 * np.log10(255**2 / error) >= FIRST_FRAME_DB
+    assert measure(frames).count == len(question.scene.objects)
