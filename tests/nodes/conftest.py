@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
-import logging
 import os
 import sys
 from pathlib import Path
@@ -14,21 +13,28 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kandinsky_core.checkpoint import describe_metadata, save_checkpoint
+from kandinsky_core.config import DiTConfig
+from kandinsky_core.models import CrossDiT
 from tooling import comfyui, environment
 
 PACK = Path(os.environ.get("KANDINSKY5_PACK", environment.ROOT))
 PACKAGE = "kandinsky5_pack"
+NANO = "nano (bundled)"
+TINY = DiTConfig(64, 128, 32, 1, 1, (16, 24, 24), text_dim=128, pooled_dim=128)
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
     """The host's modules and the pack, loaded by path as ComfyUI loads it.
 
-    `host.nodes` maps ids of native nodes to classes, `host.pack` the pack's ids to classes.
+    `host.pack` maps the pack's ids to node classes, `host.native` is the module of native nodes,
+    `host.extra(name)` one of comfy_extras, `host.part(name)` a module of the pack.
     """
     base = tmp_path_factory.mktemp("base")
-    for name in ("input", "output", "models/diffusion_models", "models/vae", "models/loras"):
-        (base / name).mkdir(parents=True)
+    for name in ("diffusion_models", "text_encoders", "vae", "loras"):
+        (base / "models" / name).mkdir(parents=True)
+    (base / "input").mkdir()
     path = str(comfyui.obtain())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -37,17 +43,11 @@ def host(tmp_path_factory):
         arguments = importlib.import_module("comfy.cli_args").args
         arguments.cpu = True
         arguments.base_directory = str(base)
-        modules = {
-            name: importlib.import_module(module)
-            for name, module in {
-                "folder_paths": "folder_paths",
-                "native": "nodes",
-                "management": "comfy.model_management",
-                "samplers": "comfy.samplers",
-                "sample": "comfy.sample",
-                "utils": "comfy.utils",
-            }.items()
-        }
+        folder_paths = importlib.import_module("folder_paths")
+        folder_paths.add_model_folder_path(
+            "diffusion_models", str(base / "output" / "diffusion_models")
+        )
+        native = importlib.import_module("nodes")
         spec = importlib.util.spec_from_file_location(
             PACKAGE, PACK / "__init__.py", submodule_search_locations=[str(PACK)]
         )
@@ -55,15 +55,15 @@ def host(tmp_path_factory):
         sys.modules[PACKAGE] = package
         spec.loader.exec_module(package)
         extension = asyncio.run(package.comfy_entrypoint())
-        pack = {
-            node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())
-        }
+        nodes = asyncio.run(extension.get_node_list())
         yield SimpleNamespace(
             base=base,
-            pack=pack,
-            package=package,
+            path=Path(path),
+            native=native,
+            pack={node.define_schema().node_id: node for node in nodes},
             extra=lambda name: importlib.import_module(f"comfy_extras.{name}"),
-            **modules,
+            part=lambda name: importlib.import_module(f"{PACKAGE}.{name}"),
+            module=importlib.import_module,
         )
     finally:
         sys.path.remove(path)
@@ -77,39 +77,109 @@ def inference_mode():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run(host):
     """Call a node of the pack: `run("K5_LoadModel", model_name=...)` -> tuple of outputs."""
 
     def call(node_id, **inputs):
-        node = host.pack[node_id]
-        return node.execute(**inputs).result
+        with torch.inference_mode():
+            return host.pack[node_id].execute(**inputs).result
 
     return call
 
 
 @pytest.fixture(scope="session")
-def nano(host):
-    """The bundled model, text encoder and VAE, loaded by their nodes."""
-    logging.getLogger().setLevel(logging.WARNING)
-    with torch.inference_mode():
-        name = "nano (bundled)"
-        model = host.pack["K5_LoadModel"].execute(model_name=name, weight_dtype="default")
-        clip = host.pack["K5_LoadTextEncoders"].execute(
-            qwen_name=name, clip_name="(none)", task="t2v"
-        )
-        vae = host.pack["K5_LoadVAE"].execute(vae_name=name)
-    return SimpleNamespace(model=model.result[0], clip=clip.result[0], vae=vae.result[0])
+def load_model(run):
+    """Load a MODEL by its name in the loader's list."""
+
+    def load(name=NANO, weight_dtype="default"):
+        return run("K5_LoadModel", model_name=name, weight_dtype=weight_dtype)[0]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def model(load_model):
+    """The bundled transformer."""
+    return load_model()
+
+
+@pytest.fixture(scope="session")
+def clip(run):
+    """The bundled text encoder."""
+    return run("K5_LoadTextEncoders", qwen_name=NANO, clip_name="(none)", task="t2v")[0]
+
+
+@pytest.fixture(scope="session")
+def vae(run):
+    """The bundled VAE."""
+    return run("K5_LoadVAE", vae_name=NANO)[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_file(host):
+    """Name of a one-block transformer that reads nano's text, for what need not be nano."""
+    torch.manual_seed(0)
+    network = CrossDiT(TINY)
+    for name, parameter in network.named_parameters():
+        if "modulation" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    path = host.base / "models" / "diffusion_models" / "tiny.safetensors"
+    save_checkpoint(path, network.state_dict(), describe_metadata(TINY, task="t2v"))
+    return path.name
 
 
 @pytest.fixture
-def prompts(nano, run):
+def prompts(clip, run):
     """Positive and negative conditioning of different lengths."""
     texts = ("a red circle moves right", "")
-    return [run("K5_TextEncode", clip=nano.clip, text=text, task="t2v")[0] for text in texts]
+    return [run("K5_TextEncode", clip=clip, text=text, task="t2v")[0] for text in texts]
 
 
 @pytest.fixture
 def latent(run):
     """An empty latent of 5 frames of 64 x 64 pixels."""
     return run("K5_EmptyLatent", width=64, height=64, length=5, batch_size=1)[0]
+
+
+@pytest.fixture
+def sample(run, prompts, latent):
+    """Run our sampler on the small latent; returns the samples."""
+
+    def call(model, **inputs):
+        defaults = {
+            "positive": prompts[0],
+            "negative": prompts[1],
+            "latent": latent,
+            "seed": 7,
+            "cfg": 3.0,
+            "steps": 4,
+            "shift": 0.0,
+            "denoise": 1.0,
+        }
+        return run("K5_Sampler", model=model, **(defaults | inputs))[0]["samples"]
+
+    return call
+
+
+@pytest.fixture
+def ksample(host, prompts, latent):
+    """Run native KSampler with euler and simple as `sample` runs ours."""
+
+    def call(model, *, steps=4, denoise=1.0, **inputs):
+        given = {"positive": prompts[0], "negative": prompts[1], "latent": latent} | inputs
+        (out,) = host.native.KSampler().sample(
+            model,
+            7,
+            steps,
+            3.0,
+            "euler",
+            "simple",
+            given["positive"],
+            given["negative"],
+            given["latent"],
+            denoise=denoise,
+        )
+        return out["samples"]
+
+    return call

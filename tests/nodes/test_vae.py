@@ -1,0 +1,111 @@
+"""VAE: native nodes and ours give the same; budgets, batches and pictures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kandinsky_core.checkpoint import load_vae
+from kandinsky_core.config import ImageVAEConfig
+
+SMALL_IMAGE_VAE = ImageVAEConfig((8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
+
+
+@pytest.fixture
+def latents():
+    """Latents of 9 frames of 64 x 64 pixels."""
+    return {"samples": torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+
+
+def decode(run, vae, latents, budget=0.0):
+    return run("K5_Decode", vae=vae, latent=latents, memory_budget_gb=budget)[0]
+
+
+def test_decode_equals_the_core_and_native_decode(host, run, vae, latents):
+    image = decode(run, vae, latents)
+    assert image.shape == (9, 64, 64, 3)
+    assert image.dtype == torch.float32
+    assert 0 <= image.min() < image.max() <= 1
+    (native,) = host.native.VAEDecode().decode(vae, latents)
+    assert (image - native).abs().max() < 1e-5
+    path = host.part("kandinsky_core.nano").nano_path("vae")
+    core = load_vae(path, dtype=torch.float32).decode(latents["samples"])
+    expected = ((core[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1)
+    assert (image - expected).abs().max() < 1e-5
+
+
+def test_native_encode_takes_any_clip(host, vae):
+    encode = host.native.VAEEncode().encode
+    assert encode(vae, torch.rand(9, 64, 64, 3))[0]["samples"].shape == (1, 16, 3, 8, 8)
+    # sides and frames that do not fit are cut
+    assert encode(vae, torch.rand(7, 70, 66, 3))[0]["samples"].shape == (1, 16, 2, 8, 8)
+
+
+def test_native_tiled_nodes_run(host, vae, latents):
+    (image,) = host.native.VAEDecodeTiled().decode(vae, latents, 64, 0, 64, 8)
+    assert image.shape == (9, 64, 64, 3)
+    (out,) = host.native.VAEEncodeTiled().encode(vae, torch.rand(9, 64, 64, 3), 64, 0, 64, 8)
+    assert out["samples"].shape == (1, 16, 3, 8, 8)
+
+
+def test_batch_decodes_clip_by_clip(run, vae, latents):
+    two = {"samples": torch.cat([latents["samples"], -latents["samples"]])}
+    image = decode(run, vae, two)
+    assert image.shape == (18, 64, 64, 3)
+    assert (image[:9] - decode(run, vae, latents)).abs().max() < 1e-5
+
+
+def test_small_budget_decodes_in_tiles(host, run, vae):
+    big = {"samples": torch.randn(1, 16, 3, 32, 32, generator=torch.Generator().manual_seed(1))}
+    plan_tiles = host.part("kandinsky_core.models").plan_tiles
+    whole = vae.memory_used_decode(big["samples"].shape, torch.float32)
+    budget = whole * 0.6
+    plan = plan_tiles(vae.network.config, big["samples"].shape, int(budget), torch.float32)
+    assert plan.num_tiles > 1
+    image = decode(run, vae, big, budget / 2**30)
+    assert image.shape == (9, 256, 256, 3)
+
+
+def test_cancel_while_decoding(host, run, vae, latents):
+    management = host.module("comfy.model_management")
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        decode(run, vae, latents)
+    assert decode(run, vae, latents).shape == (9, 64, 64, 3)
+
+
+def test_image_vae_takes_pictures_and_single_frames(host, run):
+    module = host.part("nodes.host.vae")
+    config = host.part("kandinsky_core.config").ImageVAEConfig(
+        SMALL_IMAGE_VAE.block_out_channels, layers_per_block=1, norm_num_groups=4
+    )
+    torch.manual_seed(0)
+    vae = module.VAE(host.part("kandinsky_core.models").ImageVAE(config))
+    pictures = torch.rand(2, 64, 48, 3)
+    (encoded,) = host.native.VAEEncode().encode(vae, pictures)
+    assert encoded["samples"].shape == (2, 16, 8, 6)
+    (native,) = host.native.VAEDecode().decode(vae, encoded)
+    ours = decode(run, vae, encoded)
+    frames = {"samples": encoded["samples"][:, :, None]}
+    assert native.shape == (2, 64, 48, 3)
+    assert (ours - native).abs().max() < 1e-5
+    assert (decode(run, vae, frames) - native).abs().max() < 1e-5
+
+
+def test_memory_estimate_of_a_released_clip_is_gigabytes(host):
+    """5 s at 512 x 768: ComfyUI 0.3.75 asks for 136 GiB, which unloads everything for nothing."""
+    vae = host.part("nodes.host.vae")
+    config = host.part("kandinsky_core.config").VideoVAEConfig()
+    with torch.device("meta"):
+        network = host.part("kandinsky_core.models").VideoVAE(config)
+    wrapped = object.__new__(vae.VAE)
+    wrapped.first_stage_model = vae.Autoencoder(network)
+    wrapped.latent_channels, wrapped.is_video = 16, True
+    needed = wrapped._decode_bytes((1, 16, 31, 64, 96), torch.bfloat16)
+    assert 2**30 < needed <= 8 * 2**30
+
+
+def test_saved_vae_keeps_its_names(vae):
+    with torch.device("meta"):
+        network = type(vae.network)(vae.network.config)
+    assert set(vae.get_sd()) == set(network.state_dict())
