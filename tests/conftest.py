@@ -63,6 +63,6 @@ def pack_log_lines(comfy_server) -> list[str]:
     """Lines of the boot log that speak of the pack."""
     return [
         line
-        for line in comfy_server.log().splitlines()
+        for line in comfy_server.boot_log.splitlines()
         if re.search(rf"{comfyui.PACK}|kandinsky", line, re.IGNORECASE)
     ]

@@ -80,6 +80,7 @@ class Server:
     Attributes:
         client: HTTP client of the running server.
         log_path: Everything the server printed.
+        boot_log: What it printed until it answered.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Server:
         self.log_path = base / "server.log"
         self.port = port or _free_port()
         self.client = Client(f"http://127.0.0.1:{self.port}")
+        self.boot_log = ""
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -137,6 +139,7 @@ class Server:
             )
         try:
             self._wait_until_up()
+            self.boot_log = self.log()
         except BaseException:
             self.stop()
             raise
