@@ -92,6 +92,7 @@ class CausalConv3d(nn.Module):
                 batch, channels, _, *size = piece.shape
                 out = piece.new_empty(batch, channels, num_out, *size)
             out[:, :, start:stop].copy_(piece)
+            del source, piece  # before the next piece is made
         assert out is not None, num_frames
         return out
 

@@ -25,9 +25,9 @@ from .vae_layers import (
     pixel_channels,
 )
 
-CAUSAL_WORK = 4
+CAUSAL_WORK = 5
 """Copies of a causal convolution's input, or of one piece of it, besides input and output:
-normalised, padded, and twice re-ordered inside the library."""
+normalised, padded, twice re-ordered inside the library, one for edges and the piece's output."""
 IMAGE_WORK = 2
 """The same for a 2-D convolution, which pads by itself."""
 ATTENTION_COPIES = 8
