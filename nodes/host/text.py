@@ -17,6 +17,7 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
+from ...kandinsky_core.checkpoint import identify
 from ...kandinsky_core.text import NanoTextEncoder, Task, load_nano_text_encoder
 from .prompt import strip_weights
 from .text_qwen import QwenClipModel, QwenClipTokenizer, read_qwen_clip
@@ -115,6 +116,12 @@ def load_text_encoders(qwen: Path, clip: Path | None, task: Task) -> comfy.sd.CL
 
 
 def _load_nano(path: Path) -> comfy.sd.CLIP:
+    variant = identify(path, component="text_encoder").variant
+    if variant != "nano":
+        raise ValueError(
+            f"clip_name: {path.name} is a {variant} text encoder and works beside another one; "
+            "choose Qwen2.5-VL as qwen_name and CLIP-L as clip_name."
+        )
     dtype = torch.float32  # a few megabytes
     encoder = load_nano_text_encoder(path, ops=comfy.ops.manual_cast, dtype=dtype)
     encoder.requires_grad_(False)
