@@ -36,12 +36,12 @@ from .world import LANGUAGES, Scene, caption, is_held_out, render, sample_scene
 logger = logging.getLogger(__name__)
 
 CAPTIONS_PER_LANGUAGE = 4
-OBJECT_COUNT_SHARES = (0.85, 0.12, 0.03)
+OBJECT_COUNT_SHARES = (0.87, 0.1, 0.03)
 """Shares of scenes with one, two and three objects."""
-CAMERA_SHARE = 0.1
+CAMERA_SHARE = 0.08
 """Share of scenes in which the camera moves."""
 TEXT_DROPOUT = 0.1
-FIRST_FRAME_SHARE = 0.2
+FIRST_FRAME_SHARE = 0.25
 """Share of a video batch's rows that are image to video."""
 
 
@@ -152,9 +152,7 @@ class LatentCache:
     """Of each clip, several."""
 
     @classmethod
-    def load(
-        cls, folder: Path, bucket: Bucket, vae_config: VideoVAEConfig
-    ) -> LatentCache:
+    def load(cls, folder: Path, bucket: Bucket, vae_config: VideoVAEConfig) -> LatentCache:
         """Reads all shards of a bucket.
 
         Raises:

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -135,8 +136,14 @@ def read_answers(folder: Path, key: str) -> dict[tuple[str, int], dict[str, Any]
 
 
 def work(
-    group: Group, folder: Path, key: str, paths: dict[str, Path], settings: dict, names: Sequence[str], count: int
-) -> None:  # fmt: skip
+    group: Group,
+    folder: Path,
+    key: str,
+    paths: dict[str, Path],
+    settings: dict[str, float],
+    names: Sequence[str],
+    count: int,
+) -> None:
     """Answers this process's share of what is still open."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     pipeline = load(paths, settings)
@@ -217,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if args.report is not None:
         args.report.write_text(report, encoding="utf-8")
-    print(report)
+    sys.stdout.write(report + "\n")
     missed = failures(rows) if args.floors else []
     if missed:
         raise SystemExit("below the floor: " + ", ".join(missed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,9 +60,10 @@ def make_report(
     lines = [
         "# What the nano model can do",
         "",
-        "Made by `python -m kandinsky_core.training.evaluate --report docs/nano_report.md`. Combinations",
-        "of shape, colour and motion (images: background) that training never showed; fixed seeds; judged",
-        "by the oracle of the synthetic world. Intervals are 95 % Wilson intervals.",
+        "Made by `python -m kandinsky_core.training.evaluate --report docs/nano_report.md`.",
+        "Combinations of shape, colour and motion (images: background) that training never showed;",
+        "fixed seeds; judged by the oracle of the synthetic world. Intervals are 95 % Wilson",
+        "intervals.",
         "",
         f"* Weights and settings `{key}`; held-out list SHA-256 `{heldout_checksum()}`.",
         f"* {height} x {width}, {settings.num_frames} frames, {settings.num_steps} steps, guidance "
@@ -101,13 +102,14 @@ def _section(name: str, answers: Sequence[Row]) -> list[str]:
         lines += [
             "",
             f"First frame against the given image: mean {values.mean():.1f} dB, lowest "
-            f"{values.min():.1f} dB, {np.mean(values >= I2V_PSNR_GOAL):.0%} at {I2V_PSNR_GOAL:.0f} dB "
-            "or more.",
+            f"{values.min():.1f} dB, {np.mean(values >= I2V_PSNR_GOAL):.0%} at "
+            f"{I2V_PSNR_GOAL:.0f} dB or more.",
         ]
     for language in ("en", "ru"):
         spoken = [row for row in answers if row["language"] == language]
         if spoken:
-            lines += ["", f"Captions in {language}: all right {_plain(spoken, 'all')}."]
+            share = _share(spoken, "all").split(" |")[0]
+            lines += ["", f"Captions in {language}: all right {share}."]
     if name != "two_objects":
         for what, names in (("shape", SHAPES), ("color", COLORS), ("motion", MOTIONS)):
             if what in answers[0]["right"]:
@@ -129,8 +131,3 @@ def _share(answers: Sequence[Row], what: str) -> str:
     hits = sum(row["right"][what] for row in answers)
     low, high = wilson(hits, len(answers))
     return f"{hits}/{len(answers)} = {hits / len(answers):.1%} | {low:.1%} to {high:.1%}"
-
-
-_plain: Callable[[Sequence[Row], str], str] = lambda answers, what: _share(answers, what).split(  # noqa: E731
-    " |"
-)[0]

@@ -140,7 +140,7 @@ class Loop:
         names = sorted(values)
         metrics = torch.stack([values[name].detach().float() for name in names])
         stop = torch.tensor([float(self._signalled)])
-        params = list(self.model.parameters())
+        params = [param for param in self.model.parameters() if param.requires_grad]
         for param in params:
             # a part that this batch did not use still takes part in the exchange
             param.grad = torch.zeros_like(param) if param.grad is None else param.grad
@@ -159,7 +159,7 @@ class Loop:
         return {**dict(zip(names, means, strict=True)), "grad_norm": norm.item()}
 
     def save(self, path: Path) -> None:
-        """Writes weights, averages, optimizer states and the step number to one file, atomically."""
+        """Writes weights, averages, optimizer states and step number to one file, atomically."""
         tensors = {f"weights/{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"ema/{name}": value for name, value in self.ema.items()}
         tensors |= {f"optimizer/{name}": value for name, value in self._optimizer_tensors()}
@@ -244,13 +244,14 @@ class Loop:
 
     @contextmanager
     def _signals_caught(self) -> Iterator[None]:
-        """Turns the first SIGINT or SIGTERM into a stop after the step; a second one acts at once."""
+        """Turns a first SIGINT or SIGTERM into a stop after the step; a second acts at once."""
 
         def ask(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
             self._signalled = True
             signal.signal(signum, previous[signum])
 
-        previous = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
+        caught = (signal.SIGINT, signal.SIGTERM)
+        previous = {signum: signal.signal(signum, ask) for signum in caught}
         try:
             yield
         finally:

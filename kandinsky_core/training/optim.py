@@ -106,7 +106,7 @@ def make_optimizers(
     rank-poor gradients, for which equal singular values are wrong.
 
     Args:
-        model: What is trained.
+        model: What is trained; parameters without requires_grad stay as they are.
         lr: Of Muon.
         outer_lr: Of AdamW; None means `lr`, for updates of about the same size.
         weight_decay: Of the matrices.
@@ -117,7 +117,8 @@ def make_optimizers(
     """
     outer = ("embeddings", "modulation", "conv_in", "conv_out", "quant_conv")
     hidden, other = [], []
-    for name, param in model.named_parameters():
+    trained = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+    for name, param in trained:
         is_output = name.endswith("out_layer.out_layer.weight") and "block" not in name
         is_hidden = param.ndim >= 2 and not is_output and not any(part in name for part in outer)
         (hidden if is_hidden else other).append(param)
@@ -125,7 +126,8 @@ def make_optimizers(
     if hidden:
         optimizers.append(Muon(hidden, lr, weight_decay=weight_decay, group=group))
     if other:
-        optimizers.append(AdamW(other, outer_lr or lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
+        rate = outer_lr or lr
+        optimizers.append(AdamW(other, rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     return optimizers
 
 

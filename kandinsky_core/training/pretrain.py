@@ -48,11 +48,11 @@ CLIPS_256 = Bucket(256, 17)
 LONG_256 = Bucket(256, 25)
 
 CACHE: dict[Bucket, int] = {
-    IMAGES: 9000,
-    CLIPS: 5600,
-    LONG: 400,
-    IMAGES_256: 600,
-    CLIPS_256: 300,
+    IMAGES: 6000,
+    CLIPS: 4000,
+    LONG: 200,
+    IMAGES_256: 400,
+    CLIPS_256: 200,
     LONG_256: 100,
 }
 """Clips of each size that are encoded."""
@@ -78,11 +78,11 @@ class Phase(NamedTuple):
 
 
 PHASES: tuple[Phase, ...] = (
-    Phase(0.1, {IMAGES: 1.0}),
-    Phase(0.72, {CLIPS: 0.82, IMAGES: 0.18}),
+    Phase(0.12, {IMAGES: 1.0}),
+    Phase(0.85, {CLIPS: 0.78, IMAGES: 0.22}),
     Phase(
         1.0,
-        {CLIPS: 0.66, IMAGES: 0.1, LONG: 0.08, IMAGES_256: 0.04, CLIPS_256: 0.08, LONG_256: 0.04},
+        {CLIPS: 0.64, IMAGES: 0.12, LONG: 0.08, IMAGES_256: 0.04, CLIPS_256: 0.08, LONG_256: 0.04},
     ),
 )
 
@@ -178,10 +178,10 @@ def train(group: Group, args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     model = NanoModel.load(args.init) if args.init else NanoModel.fresh()
     settings = LoopSettings(
-        Schedule(args.steps, warmup=100, decay=int(args.steps * 0.3)),
+        Schedule(args.steps, warmup=60, decay=int(args.steps * 0.6)),
         ema_decay=0.998,
-        save_every=250,
-        log_every=50,
+        save_every=200,
+        log_every=25,
     )
     Loop(
         model,
@@ -202,8 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/nano"), help="run directory")
     parser.add_argument("--vae", type=Path, default=Path("runs/vae/vae.safetensors"))
     parser.add_argument("--init", type=Path, help="folder of finished weights to start from")
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, default=1700)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args(arguments)

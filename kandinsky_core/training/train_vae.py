@@ -23,7 +23,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoint import describe_metadata, save_checkpoint
+from ..checkpoint import describe_metadata, load_vae, save_checkpoint
 from ..config import VideoVAEConfig
 from ..distributed import Group, launch
 from ..models import VideoVAE
@@ -59,8 +59,8 @@ CLIPS = CropKind(128, 9, 128, 1)
 LONG = CropKind(128, 17, 128, 1)
 
 CYCLE: tuple[CropKind, ...] = (
-    CROPS, CROPS, IMAGES, CROPS, CROPS_256, CROPS, CLIPS, CROPS, CROPS, CROPS_256, IMAGES, CROPS, CROPS,
-    CLIPS, CROPS_256, LONG,
+    CROPS, CROPS, IMAGES, CROPS, CROPS_256, CROPS, CLIPS, CROPS,
+    CROPS, CROPS_256, IMAGES, CROPS, CROPS, CLIPS, CROPS_256, LONG,
 )  # fmt: skip
 """Kinds of batches in turn, so that all processes have the same kind at a step."""
 
@@ -170,43 +170,59 @@ def measure_latents(vae: VideoVAE, *, num_clips: int = 48, seed: int = 1) -> Vid
     )
 
 
-def export(loop: Loop, path: Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Writes the averaged weights with the configuration that `measure_latents` completes."""
+def export(
+    loop: Loop,
+    path: Path,
+    *,
+    config: VideoVAEConfig | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Writes the averaged weights with `config`, or with the one that `measure_latents` finds."""
     weights = {name: value.to(dtype) for name, value in loop.ema_state().items()}
     vae = VideoVAE(NANO_VIDEO_VAE)
     vae.load_state_dict(weights)
-    save_checkpoint(path, weights, describe_metadata(measure_latents(vae)))
+    save_checkpoint(path, weights, describe_metadata(config or measure_latents(vae)))
 
 
-def train(group: Group, run_dir: Path, num_steps: int, lr: float, seed: int) -> None:
+def train(group: Group, args: argparse.Namespace) -> None:
     """Trains in one process of a group."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.manual_seed(seed)
-    vae = VideoVAE(NANO_VIDEO_VAE)
+    torch.manual_seed(args.seed)
+    vae, config = VideoVAE(NANO_VIDEO_VAE), None
+    if args.init is not None:
+        finished = load_vae(args.init, dtype=torch.float32)
+        vae.load_state_dict(finished.state_dict())
+        config = finished.config if args.decoder_only else None
+    if args.decoder_only:
+        # the latents, and so the transformer that was trained on them, stay valid
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     settings = LoopSettings(
-        Schedule(num_steps, warmup=50, decay=num_steps * 2 // 5, final=0.02),
+        Schedule(args.steps, warmup=50, decay=args.steps * 2 // 3, final=0.02),
         ema_decay=0.995,
         save_every=300,
         log_every=48,
     )
-    optimizers = make_optimizers(vae, lr, weight_decay=0.0, group=group)
-    objective = make_objective(vae, seed, group.rank)
-    loop = Loop(vae, objective, optimizers, settings, run_dir, group=group)
+    optimizers = make_optimizers(vae, args.lr, weight_decay=0.0, group=group)
+    objective = make_objective(vae, args.seed, group.rank)
+    loop = Loop(vae, objective, optimizers, settings, args.run, group=group)
     loop.run()
     if group.is_main:
-        export(loop, run_dir / "vae.safetensors")
+        export(loop, args.run / "vae.safetensors", config=config)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of this stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("runs/vae"))
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--run", type=Path, default=Path("runs/vae"), help="run directory")
+    parser.add_argument("--init", type=Path, help="finished weights to start from")
+    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder as it is")
+    parser.add_argument("--steps", type=int, default=1900)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args(arguments)
-    launch(train, args.processes, args.run, args.steps, args.lr, args.seed, threads=1)
+    launch(train, args.processes, args, threads=1)
 
 
 if __name__ == "__main__":

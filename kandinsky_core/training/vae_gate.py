@@ -7,6 +7,7 @@ scenes are rendered, encoded and decoded, and the oracle reads the reconstructio
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,9 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for bucket, count in GATE_SIZES.items():
         rows, decibels, failures = gate(vae, bucket, count)
         failed += [seen for _, seen in failures if bucket.size == 128]
-        print(f"{bucket.name}: {np.mean(decibels):.1f} dB, lowest {min(decibels):.1f} dB")
+        mean, lowest = np.mean(decibels), min(decibels)
+        sys.stdout.write(f"{bucket.name}: {mean:.1f} dB, lowest {lowest:.1f} dB\n")
         for name, hits in sorted(rows.items()):
-            print(f"  {name:18} {sum(hits):3d}/{len(hits)}")
+            sys.stdout.write(f"  {name:18} {sum(hits):3d}/{len(hits)}\n")
             if np.mean(hits) < SHARE_NEEDED:
                 weak.append(f"{bucket.name} {name}")
     if args.sheet is not None and failed:

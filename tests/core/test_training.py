@@ -150,7 +150,9 @@ def test_two_processes_divide_the_work_of_muon():
         before = [param.detach().clone() for param in params]
         Muon(params, 0.1, group=group).step()
         if group.size == 1:
-            alone = [(b - p.detach()) / (0.1 * 0.2 * 2) for b, p in zip(before, params, strict=True)]
+            alone = [
+                (b - p.detach()) / (0.1 * 0.2 * 2) for b, p in zip(before, params, strict=True)
+            ]
     for expected, *parts in zip(alone, *exchange, strict=True):
         torch.testing.assert_close(sum(parts), expected, atol=1e-5, rtol=1e-4)
 
