@@ -41,6 +41,8 @@ OBJECT_COUNT_SHARES = (0.87, 0.1, 0.03)
 CAMERA_SHARE = 0.08
 """Share of scenes in which the camera moves."""
 TEXT_DROPOUT = 0.1
+MAX_SHARD, MIN_SHARDS = 100, 8
+"""Clips in a shard at most, and shards of a bucket at least, so that processes share evenly."""
 FIRST_FRAME_SHARE = 0.25
 """Share of a video batch's rows that are image to video."""
 
@@ -127,15 +129,15 @@ def encode_bucket(
     *,
     seed: int,
     group: Group,
-    shard_size: int = 100,
 ) -> None:
-    """Encodes `count` clips, the shards divided among the processes of the group."""
+    """Encodes about `count` clips, the shards divided among the processes of the group."""
     folder.mkdir(parents=True, exist_ok=True)
+    shard_size = min(MAX_SHARD, -(-count // MIN_SHARDS))
     num_shards = -(-count // shard_size)
     for index in range(group.rank, num_shards, group.size):
-        encode_shard(vae, bucket, min(shard_size, count), seed, index, folder)
+        encode_shard(vae, bucket, shard_size, seed, index, folder)
     if group.is_main:
-        logger.info("encoded %d clips of %s", num_shards * min(shard_size, count), bucket.name)
+        logger.info("encoded %d clips of %s", num_shards * shard_size, bucket.name)
 
 
 @dataclass

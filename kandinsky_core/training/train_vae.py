@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..checkpoint import describe_metadata, load_vae, save_checkpoint
 from ..config import VideoVAEConfig

@@ -238,11 +238,11 @@ def test_training_never_sees_what_is_held_out(sample):
 def test_cache_is_resumable_and_feeds_the_objective(tmp_path):
     vae = VideoVAE(TINY_VAE)
     group = Group()
-    encode_bucket(vae, TOY, 4, tmp_path, seed=0, group=group, shard_size=2)
+    encode_bucket(vae, TOY, 4, tmp_path, seed=0, group=group)
     shards = sorted(tmp_path.glob("*.safetensors"))
     kept = [path.read_bytes() for path in shards]
     shards[1].unlink()
-    encode_bucket(vae, TOY, 4, tmp_path, seed=0, group=group, shard_size=2)
+    encode_bucket(vae, TOY, 4, tmp_path, seed=0, group=group)
     assert [path.read_bytes() for path in shards] == kept
 
     cache = LatentCache.load(tmp_path, TOY, TINY_VAE)
