@@ -27,7 +27,7 @@ def fill_size(image: Tensor, height: int, width: int) -> Tensor:
     pixels = rearrange(image[..., :3], "b h w c -> b c h w")
     crop = cover_crop(tuple(pixels.shape[-2:]), (height, width))
     if crop.resized != tuple(pixels.shape[-2:]):
-        pixels = F.interpolate(pixels, size=crop.resized, mode="bicubic", antialias=True)
+        pixels = F.interpolate(pixels, size=crop.resized, mode="bilinear", antialias=True)
     pixels = pixels[..., crop.top : crop.top + height, crop.left : crop.left + width]
     return rearrange(pixels, "b c h w -> b h w c").clamp(0, 1)
 

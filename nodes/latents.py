@@ -118,12 +118,14 @@ class EmptyLatent(io.ComfyNode):
             length = frames_for_seconds(seconds)
         if model is None:
             return io.NodeOutput(empty_latent(width, height, length, batch_size))
-        info = host.model_info(model)
-        if length > 1 and host.makes_images_only(model):
+        info, only_images = host.model_info(model), host.makes_images_only(model)
+        if length > 1 and only_images:
             raise ValueError(
                 f"length: {info.variant} makes images, found {length} frames; set it to 1."
             )
         latent = empty_latent(width, height, length, batch_size, info.config.latent_channels)
+        if only_images:
+            latent["samples"] = latent["samples"][:, :, 0]  # as native image nodes have it
         return io.NodeOutput({**latent, host.SPACE: host.space_name(model)})
 
 

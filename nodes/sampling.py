@@ -199,6 +199,7 @@ class Sampler(io.ComfyNode):
         denoise: float,
         sigmas: torch.Tensor | None = None,
     ) -> io.NodeOutput:
+        settings = host.settings_for(model, latent)
         if sigmas is None:
             sigmas = make_sigmas(model, steps, shift, denoise, latent)
         sampled = host.sample_latents(
@@ -207,7 +208,7 @@ class Sampler(io.ComfyNode):
             sigmas,
             positive=positive,
             negative=negative,
-            cfg=cfg or host.settings_for(model, latent).guidance_scale,
+            cfg=cfg or settings.guidance_scale,
             seed=seed,
         )
         return io.NodeOutput(sampled)

@@ -11,6 +11,7 @@ from ...kandinsky_core.checkpoint import CheckpointInfo, identify
 from ...kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
 from ...kandinsky_core.models import to_model_space, to_vae_space
 from ...kandinsky_core.nano import nano_path
+from ...kandinsky_core.variants import VAE_OF, VAES
 from .preview_colors import NANO_RGB_BIAS, NANO_RGB_FACTORS
 
 SPACE = "k5_space"
@@ -25,9 +26,9 @@ class LatentSpace:
     """Of the VAE, as users know it; two spaces are the same if their names are."""
     config: VideoVAEConfig | ImageVAEConfig
     """The VAE's dimensions."""
-    rgb_factors: list[list[float]] | None
+    rgb_factors: list[list[float]]
     """(C, 3): a linear guess at the picture, for previews."""
-    rgb_bias: list[float] | None
+    rgb_bias: list[float]
 
     def latent_format(self) -> comfy.latent_formats.LatentFormat:
         """What ComfyUI asks to scale and preview latents."""
@@ -65,9 +66,10 @@ def space_of_vae(config: VideoVAEConfig | ImageVAEConfig) -> LatentSpace:
 
 def space_of_transformer(info: CheckpointInfo) -> LatentSpace:
     """The latent space that a transformer works in."""
-    variant = info.release.variant if info.release else info.variant
-    if variant == "nano":
-        config = identify(nano_path("vae"), component="vae").config
-        assert isinstance(config, VideoVAEConfig)
-        return space_of_vae(config)
-    return space_of_vae(ImageVAEConfig() if variant.startswith("image") else VideoVAEConfig())
+    vae = VAE_OF.get(info.release.variant if info.release else info.variant, "hunyuan")
+    if vae != "nano":
+        return space_of_vae(VAES[vae])
+    # training writes scale and shift into the file
+    config = identify(nano_path("vae"), component="vae").config
+    assert isinstance(config, VideoVAEConfig)
+    return space_of_vae(config)

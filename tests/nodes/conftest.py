@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,16 +118,33 @@ def vae(run):
 
 
 @pytest.fixture(scope="session")
-def tiny_file(host):
-    """Name of a one-block transformer that reads nano's text, for what need not be nano."""
-    torch.manual_seed(0)
-    network = CrossDiT(TINY)
-    for name, parameter in network.named_parameters():
-        if "modulation" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    path = host.base / "models" / "diffusion_models" / "tiny.safetensors"
-    save_checkpoint(path, network.state_dict(), describe_metadata(TINY, task="t2v"))
-    return path.name
+def save_tiny(host):
+    """Save a random one-block transformer that reads nano's text; returns its name."""
+
+    def save(name, config, task):
+        torch.manual_seed(0)
+        with torch.inference_mode(False):
+            network = CrossDiT(config)
+            for key, parameter in network.named_parameters():
+                if "modulation" in key:
+                    torch.nn.init.normal_(parameter, std=0.2)
+        path = host.base / "models" / "diffusion_models" / name
+        save_checkpoint(path, network.state_dict(), describe_metadata(config, task=task))
+        return name
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_file(save_tiny):
+    """A video model, for what need not be nano."""
+    return save_tiny("tiny.safetensors", TINY, "t2v")
+
+
+@pytest.fixture(scope="session")
+def tiny_image_model(save_tiny, load_model):
+    """A text-to-image model: no condition channels, FLUX's latent space."""
+    return load_model(save_tiny("tiny_image.safetensors", replace(TINY, visual_cond=False), "t2i"))
 
 
 @pytest.fixture

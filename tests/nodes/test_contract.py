@@ -109,3 +109,14 @@ def test_files_to_fetch_are_named_with_their_place(path):
             assert model["url"].startswith("https://huggingface.co/")
             assert model["url"].endswith(model["name"])
             assert model["directory"] in ("diffusion_models", "text_encoders", "vae")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "locales").glob("*/nodeDefs.json")), ids=lambda path: path.parent.name
+)
+def test_translation_covers_every_node_and_names_real_inputs(contract, path):
+    translated = json.loads(path.read_text(encoding="utf-8"))
+    assert set(translated) == set(contract)
+    for node_id, words in translated.items():
+        assert words["display_name"] and words["description"]
+        assert set(words["inputs"]) == {name for name, *_ in contract[node_id]["inputs"]}, node_id

@@ -109,3 +109,29 @@ def test_model_of_another_node(run):
     other = type("Patcher", (), {"model": object()})()
     with pytest.raises(ValueError, match="expected one from Load Model"):
         run("K5_Settings", model=other)
+
+
+def test_video_of_an_image_model(run, tiny_image_model):
+    with pytest.raises(ValueError, match="length: custom makes images, found 5 frames"):
+        run(
+            "K5_EmptyLatent",
+            width=64,
+            height=64,
+            length=5,
+            batch_size=1,
+            model=tiny_image_model,
+        )
+
+
+def test_first_frame_for_an_image_model(tiny_image_model, sample, prompts, latent):
+    tokens, extra = prompts[0][0]
+    with_frame = [[tokens, {**extra, "k5_first_frame": latent["samples"][:, :, :1]}]]
+    with pytest.raises(ValueError, match="takes no first frame"):
+        sample(tiny_image_model, positive=with_frame)
+
+
+def test_one_text_encoder_without_the_other(run, put):
+    layer = "text_model.encoder.layers.0.self_attn.q_proj.weight"
+    name = put("text_encoders", "alone.safetensors", {layer: torch.ones(2)})
+    with pytest.raises(ValueError, match=r"clip_name: alone\.safetensors is a clip"):
+        run("K5_LoadTextEncoders", qwen_name=name, clip_name="(none)", task="t2v")

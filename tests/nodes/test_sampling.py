@@ -126,3 +126,12 @@ def test_cancel_leaves_a_model_that_works(host, model, sample):
 @pytest.mark.parametrize("shape", [(1, 16, 1, 8, 8), (1, 16, 8, 8)])
 def test_one_frame_is_an_image(model, sample, shape):
     assert sample(model, latent={"samples": torch.zeros(shape)}).shape == (1, 16, 1, 8, 8)
+
+
+def test_image_model_samples_native_image_latents(run, tiny_image_model, sample, ksample):
+    size = {"width": 64, "height": 48, "length": 1, "batch_size": 2}
+    (latent,) = run("K5_EmptyLatent", **size, model=tiny_image_model)
+    assert latent["samples"].shape == (2, 16, 6, 8)
+    ours = sample(tiny_image_model, latent=latent)
+    assert ours.shape == (2, 16, 6, 8)
+    assert (ours - ksample(tiny_image_model, latent=latent)).abs().max() < TOLERANCE

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from kandinsky_core.checkpoint import load_vae
 from kandinsky_core.config import ImageVAEConfig
+from kandinsky_core.training.world import render, sample_scene
 
 SMALL_IMAGE_VAE = ImageVAEConfig((8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
 
@@ -109,3 +112,16 @@ def test_saved_vae_keeps_its_names(vae):
     with torch.device("meta"):
         network = type(vae.network)(vae.network.config)
     assert set(vae.get_sd()) == set(network.state_dict())
+
+
+def test_preview_while_sampling_shows_the_picture(host, model, vae):
+    scene = sample_scene(np.random.default_rng(11), num_objects=1)
+    frame = torch.from_numpy(np.ascontiguousarray(render(scene, 128, 1))).float() / 255
+    latents = model.model.process_latent_in(vae.encode(frame))
+    previewer = host.module("latent_preview").Latent2RGBPreviewer(
+        model.model.latent_format.latent_rgb_factors,
+        model.model.latent_format.latent_rgb_factors_bias,
+    )
+    seen = torch.from_numpy(np.array(previewer.decode_latent_to_preview(latents))) / 255
+    expected = avg_pool2d(frame.permute(0, 3, 1, 2), 8)[0].permute(1, 2, 0)
+    assert (seen - expected).square().mean().sqrt() < 0.08
