@@ -1,1 +1,1 @@
-"""Kandinsky 5 in plain PyTorch: models, text, flow, checkpoints and the pipeline. Knows no ComfyUI."""
+"""Kandinsky 5 in plain PyTorch: models, text, flow, checkpoints, pipeline. Knows no ComfyUI."""

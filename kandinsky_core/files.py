@@ -11,6 +11,26 @@ from pathlib import Path
 from .errors import OutputError
 
 
+def check_writable(path: str | Path) -> None:
+    """Refuse a path before the work whose result should go there.
+
+    Args:
+        path: Where a file should be; an existing one may be replaced.
+
+    Raises:
+        OutputError: The folder does not exist or is read-only, or the path is a folder.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: the folder {path.parent} does not exist.")
+    if path.is_dir():
+        raise OutputError(f"{path} cannot be written: it is a folder, give a file name in it.")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(
+            f"{path} cannot be written: the folder {path.parent} is read-only; choose another."
+        )
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, and rename it to `path` when the block succeeds.
@@ -28,10 +48,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         OutputError: The folder does not exist, or the operating system refused to write.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise OutputError(f"{path} cannot be written: the folder {path.parent} does not exist.")
-    if path.is_dir():
-        raise OutputError(f"{path} cannot be written: it is a folder, give a file name in it.")
+    check_writable(path)
     part = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
     try:
         yield part

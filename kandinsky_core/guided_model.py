@@ -56,7 +56,8 @@ class GuidedModel:
 
     def _velocity(self, x_t: Tensor, t: Tensor, text: TextConditioning) -> Tensor:
         batch = x_t.shape[0]
-        dtype = self.transformer.visual_embeddings.in_layer.weight.dtype
+        stored = self.transformer.visual_embeddings.in_layer.weight.dtype
+        dtype = torch.bfloat16 if stored.itemsize == 1 else stored  # fp8 only stores weights
         text = text.expand(batch).to(x_t.device)
         x = self.condition.network_input(x_t, self.transformer.config.visual_cond)
         velocity = self.transformer(

@@ -63,6 +63,17 @@ class SamplingSettings:
     larger: SamplingSettings | None = None
     """The same checkpoint at its next larger size class, if it has one."""
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(
+                f"guidance_scale is {self.guidance_scale}: it must be a number; 1 turns it off."
+            )
+        if not all(0 < scale < math.inf for scale in self.rope_scale):
+            raise ValueError(
+                f"rope_scale is {self.rope_scale}: each of its three numbers must be above 0; "
+                "1 keeps an axis as it is."
+            )
+
     @property
     def default_size(self) -> Size:
         return self.sizes[0]

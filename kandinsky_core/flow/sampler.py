@@ -48,11 +48,16 @@ def make_noise(shape: Sequence[int], seed: int) -> Tensor:
 
     Args:
         shape: (B, C, T, H, W).
-        seed: Any integer of 64 bits.
+        seed: From 0 to 2**64 - 1.
 
     Returns:
         Standard normal fp32 tensor.
+
+    Raises:
+        ValueError: If the seed is out of range.
     """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed {seed} is out of range: it must be from 0 to 2**64 - 1")
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
 
 
@@ -79,7 +84,8 @@ def sample(
         ValueError: If timesteps are not at least two falling numbers in [0, 1].
     """
     times = timesteps.to(noise.device, torch.float32)
-    if times.ndim != 1 or len(times) < 2 or (times.diff() >= 0).any() or times.max() > 1:
+    falling = times.ndim == 1 and len(times) >= 2 and bool((times.diff() < 0).all())
+    if not (falling and times[0] <= 1 and times[-1] >= 0):
         raise ValueError(
             f"timesteps must be at least two falling numbers in [0, 1], got {timesteps.tolist()}"
         )

@@ -8,6 +8,8 @@ them again (shift 5, 4 steps: 1, .910, .717, .024, 0; here and officially 1, .93
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,9 +25,9 @@ def shift_times(t: Tensor, shift: float) -> Tensor:
         Warped times, same shape; 0 and 1 stay.
 
     Raises:
-        ValueError: If shift is not positive.
+        ValueError: If shift is not a positive number.
     """
-    if shift <= 0:
+    if not 0 < shift < math.inf:
         raise ValueError(f"shift must be above 0, got {shift}; 1 means no shift")
     return shift * t / (1 + (shift - 1) * t)
 

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from ..config import NanoTextConfig
 from ..errors import CheckpointError
+from ..files import atomic_write
 from .protocol import Task, TextConditioning
 
 PAD_ID, UNKNOWN_ID, START_ID = 0, 1, 2
@@ -207,14 +208,19 @@ class NanoTextEncoder(nn.Module):
 
 
 def save_nano_text_encoder(path: str | Path, encoder: NanoTextEncoder) -> None:
-    """Writes the weights to a safetensors file, configuration and vocabulary in its metadata."""
+    """Writes the weights to a safetensors file, configuration and vocabulary in its metadata.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
     description = {
         "kind": KIND,
         "config": asdict(encoder.config),
         "vocabulary": encoder.tokenizer.vocabulary,
     }
     state = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    save_file(state, path, metadata={METADATA_KEY: json.dumps(description, ensure_ascii=False)})
+    with atomic_write(path) as part:
+        save_file(state, part, metadata={METADATA_KEY: json.dumps(description, ensure_ascii=False)})
 
 
 def load_nano_text_encoder(

@@ -182,6 +182,9 @@ def test_save_needs_a_folder(tmp_path, weights):
         save_checkpoint(tmp_path / "nowhere" / "m.safetensors", weights)
     with pytest.raises(OutputError, match="it is a folder"):
         save_checkpoint(tmp_path, weights)
+    encoder = NanoTextEncoder(NanoTextConfig(vocab_size=3, dim=8, num_layers=1, max_len=4), [])
+    with pytest.raises(OutputError, match="it is a folder"):
+        save_nano_text_encoder(tmp_path, encoder)
 
 
 def run_python(code: str, *args: object) -> str:

@@ -127,7 +127,9 @@ def test_stopping_early_calls_the_network_no_more() -> None:
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("times", [[1.0], [1.0, 1.0], [0.0, 1.0], [1.5, 0.0]])
+@pytest.mark.parametrize(
+    "times", [[1.0], [1.0, 1.0], [0.0, 1.0], [1.5, 0.0], [1.0, -0.5], [1.0, math.nan]]
+)
 def test_bad_times_are_refused(times: list[float]) -> None:
     with pytest.raises(ValueError, match="falling numbers"):
         next(sample(lambda x, _t: x, normal(1, 1, 1, 2, 2), torch.tensor(times)))
