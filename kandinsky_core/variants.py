@@ -34,3 +34,12 @@ VAES: dict[str, VideoVAEConfig | ImageVAEConfig] = {
     "nano": NANO_VIDEO_VAE,
 }
 """Autoencoder name -> dimensions."""
+
+VAE_OF: dict[str, str] = {
+    "video_lite": "hunyuan",
+    "video_pro": "hunyuan",
+    "image_lite": "flux",
+    "image_edit": "flux",
+    "nano": "nano",
+}
+"""Variant -> the autoencoder whose latents it was trained on."""

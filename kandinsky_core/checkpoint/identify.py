@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -197,7 +197,14 @@ def _vae_dimensions(
     rows = {name: row for name, row in VAES.items() if isinstance(row, kind)}
     if stated:
         config = _parse_config(header, kind, stated)
-        name = next((name for name, row in rows.items() if row == config), "custom")
+        # shift and scale are measured on data and make no other network
+        built = replace(config, shift_factor=0.0, scaling_factor=1.0)
+        same = (
+            name
+            for name, row in rows.items()
+            if replace(row, shift_factor=0.0, scaling_factor=1.0) == built
+        )
+        name = next(same, "custom")
         rows = {name: config}
     mismatches = {name: vae_mismatch(shapes, layout, row) for name, row in rows.items()}
     for name, mismatch in mismatches.items():

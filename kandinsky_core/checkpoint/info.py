@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..config import DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
-from ..settings import Release, SamplingSettings, Stage, Task, find_settings
+from ..settings import RELEASES, Release, SamplingSettings, Stage, Task
 from .families import Family
 from .header import Component, Header
 
@@ -78,10 +78,13 @@ class CheckpointInfo:
         """Training stage of a transformer."""
         return self.release.stage if self.release else None
 
-    def settings_for(self, task: Task) -> SamplingSettings:
-        """Settings of a transformer used for another task, as nano and I2V weights may be."""
-        assert self.release is not None, "only transformers have settings"
-        return find_settings(self.release._replace(task=task))[0]
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What transformers of this size are for, as I2V weights also make video from text."""
+        if self.release is None:
+            return ()
+        variant = self.release.variant
+        return tuple(dict.fromkeys(row.task for row in RELEASES if row.variant == variant))
 
     def to_dict(self) -> dict[str, Any]:
         """The same facts as plain values, for JSON."""
@@ -115,6 +118,8 @@ class CheckpointInfo:
         for name in ("task", "seconds", "stage"):
             if getattr(self, name) is not None:
                 lines.append(f"  {name} {getattr(self, name)} ({self.sources[name]})")
+        if isinstance(self.config, VideoVAEConfig | ImageVAEConfig):
+            lines.append(f"  {_describe_compression(self.config)}")
         classes = [self.settings] if self.settings else []
         while classes and classes[-1].larger:
             classes.append(classes[-1].larger)
@@ -122,6 +127,17 @@ class CheckpointInfo:
         if self.variant in _NEEDS and self.kind == "transformer":
             lines.append(f"  needs {_NEEDS[self.variant]}")
         return "\n".join(lines)
+
+
+def _describe_compression(config: VideoVAEConfig | ImageVAEConfig) -> str:
+    side = config.spatial_compression
+    cell = f"{side}x{side} pixels"
+    if isinstance(config, VideoVAEConfig):
+        cell += f" x {config.temporal_compression} frames"
+    return (
+        f"{cell} to {config.latent_channels} channels, shift {config.shift_factor:g} "
+        f"and scale {config.scaling_factor:g}"
+    )
 
 
 def _describe_settings(settings: SamplingSettings) -> str:
@@ -135,7 +151,7 @@ def _describe_settings(settings: SamplingSettings) -> str:
     frames = f" x {settings.num_frames} frames at {settings.fps} fps" * (settings.num_frames > 1)
     return (
         f"made for {height}x{width}{frames}: {settings.num_steps} steps, guidance "
-        f"{settings.guidance_scale:g}, shift {settings.shift:g}, RoPE scale {rope}, {attention}"
+        f"{settings.guidance_scale:g}, shift {settings.shift:g}, RoPE scale ({rope}), {attention}"
     )
 
 
