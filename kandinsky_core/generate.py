@@ -6,7 +6,7 @@ decode. Sources of each part are named where it lives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -63,7 +63,7 @@ class GenerateRequest:
     rope_scale: tuple[float, float, float] | None = None
     """Divisor of the rotary angles (t, h, w)."""
     seed: int = 0
-    """Of the starting noise."""
+    """Of the starting noise, from 0 to 2**64 - 1."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,34 @@ class Generated:
     """Settings that were used."""
     vae: VideoVAE | ImageVAE = field(repr=False)
 
-    def frames(self, *, on_tile: Callable[[int, int], None] | None = None) -> Iterator[np.ndarray]:
+    @torch.no_grad()
+    def frames(
+        self,
+        *,
+        memory_budget: int | None = None,
+        on_tile: Callable[[int, int], None] | None = None,
+    ) -> Iterator[np.ndarray]:
         """Decode, a few frames at a time.
 
         Args:
+            memory_budget: Bytes that the decoder may take; it chooses the tiles.
             on_tile: Called with tiles done and in all; may raise to cancel.
 
         Yields:
             uint8 (height, width, 3) RGB frames in order.
+
+        Raises:
+            ValueError: If the budget is too small; the sentence says what would do.
         """
-        for chunk in self.vae.decode_frames(self.latents, on_tile=on_tile):
+        for chunk in self.vae.decode_frames(
+            self.latents, memory_budget=memory_budget, on_tile=on_tile
+        ):
             yield from to_uint8(chunk)
+
+
+def default_task(tasks: Sequence[Task], *, with_image: bool) -> Task:
+    """The first task of a model that starts from an image, or that does not."""
+    return next((task for task in tasks if (task in IMAGE_TASKS) == with_image), tasks[0])
 
 
 def generate(
@@ -112,6 +129,9 @@ def generate(
     """
     size, settings = _settle(pipeline, request)
     shape = VideoShape(settings.num_frames, *size).check(pipeline.geometry)
+    times = timesteps(settings.num_steps, settings.shift)
+    channels = pipeline.transformer.config.latent_channels
+    noise = make_noise(shape.latent_shape(channels, geometry=pipeline.geometry), request.seed)
 
     image = None if request.image is None else fit_image(request.image, size)
     positive = _encode_text(pipeline, request.prompt, request.task, image)
@@ -120,10 +140,6 @@ def generate(
         negative = _encode_text(pipeline, settings.negative_prompt, request.task, image)
 
     condition = _encode_image(pipeline, request.task, image)
-    channels = pipeline.transformer.config.latent_channels
-    noise = make_noise(shape.latent_shape(channels, geometry=pipeline.geometry), request.seed).to(
-        pipeline.device
-    )
     model = GuidedModel(
         pipeline.transformer,
         positive,
@@ -134,9 +150,7 @@ def generate(
         pipeline.attend,
     )
     latents = noise
-    for step in sample(
-        model, noise, timesteps(settings.num_steps, settings.shift), condition=condition
-    ):
+    for step in sample(model, noise.to(pipeline.device), times, condition=condition):
         latents = step.latents
         if on_step is not None:
             on_step(step)
@@ -193,12 +207,18 @@ def _settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[Size, Samplin
 
 
 def _check_task(pipeline: Pipeline, request: GenerateRequest) -> None:
+    if request.task not in pipeline.tasks:
+        raise ValueError(
+            f"task {request.task} is not what this model was trained for; "
+            f"choose {' or '.join(pipeline.tasks)}, or load another model"
+        )
     wants_image = request.task in IMAGE_TASKS
     if wants_image and request.image is None:
         raise ValueError(f"task {request.task} starts from an image, got none; give one")
     if not wants_image and request.image is not None:
         raise ValueError(
-            f"task {request.task} takes no image, got one; choose i2v (to video) or i2i (edit)"
+            f"task {request.task} takes no image, got one; leave it out, or choose i2v (video from "
+            "an image) or i2i (edit)"
         )
     if wants_image and not pipeline.transformer.config.visual_cond:
         raise ValueError(
@@ -211,17 +231,25 @@ def _encode_text(
     pipeline: Pipeline, prompt: str, task: Task, image: Tensor | None
 ) -> TextConditioning:
     looked_at = image[:, :, 0] if image is not None and task == "i2i" else None
-    return pipeline.text_encoder.encode([prompt], task=task, images=looked_at)
+    text = pipeline.text_encoder.encode([prompt], task=task, images=looked_at)
+    expected = pipeline.transformer.config.text_dim, pipeline.transformer.config.pooled_dim
+    found = text.tokens.shape[2], text.pooled.shape[1]
+    if found != expected:
+        raise ValueError(
+            f"the text encoder gives tokens and pooled vectors {found} wide and the transformer "
+            f"takes {expected}; load the text encoder that belongs to this model"
+        )
+    return text
 
 
 def _encode_image(pipeline: Pipeline, task: Task, image: Tensor | None) -> VisualCondition:
     """Encode the given image (1, 3, 1, H, W) as what the task makes of it."""
     if image is None:
         return VisualCondition()
-    parameter = next(pipeline.vae.parameters())
+    device = next(pipeline.vae.parameters()).device
     with torch.no_grad():
-        latents = pipeline.vae.encode(image.to(parameter))
-    latents = to_model_space(latents.float(), pipeline.vae.config)
+        latents = pipeline.vae.encode(image.to(device))
+    latents = to_model_space(latents, pipeline.vae.config)
     if task == "i2v":
         return VisualCondition(first_frame=latents)
     return VisualCondition(source=latents)

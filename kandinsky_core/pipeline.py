@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from .attention import Attend, attend
-from .checkpoint import load_transformer, load_vae
+from .checkpoint import (
+    CheckpointInfo,
+    identify,
+    load_text_encoder_nano,
+    load_transformer,
+    load_vae,
+)
+from .config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from .models import CrossDiT, ImageVAE, VideoVAE
 from .nano import nano_path
-from .settings import SamplingSettings
+from .settings import SamplingSettings, Task
 from .shapes import Geometry
-from .text import TextEncoder, load_nano_text_encoder, load_qwen_clip_folder
+from .text import TextEncoder, load_qwen_clip_folder
+from .variants import VAE_OF
 
 NANO = "nano"
-"""Model name of the family that is bundled."""
+"""Name of the bundled model, and of its variant."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,8 @@ class Pipeline:
     vae: VideoVAE | ImageVAE
     settings: SamplingSettings
     """What the checkpoint was made for."""
+    tasks: tuple[Task, ...] = get_args(Task)
+    """What it can make; other tasks are refused."""
     attend: Attend = attend
     """Attention backend."""
 
@@ -42,6 +53,22 @@ class Pipeline:
         return next(self.transformer.parameters()).device
 
 
+def identify_model(model: str | Path = NANO) -> CheckpointInfo:
+    """Say what `load_pipeline` would load, from the transformer's header alone.
+
+    Args:
+        model: "nano" for the bundled model, a Diffusers folder, or a transformer's file.
+
+    Returns:
+        What the transformer is.
+
+    Raises:
+        CheckpointError: There is no such model, or it is another.
+    """
+    path = nano_path("transformer") if str(model) == NANO else Path(model)
+    return identify(path, component="transformer")
+
+
 def load_pipeline(
     model: str | Path = NANO,
     *,
@@ -54,9 +81,9 @@ def load_pipeline(
 
     Args:
         model: "nano" for the bundled model, a Diffusers folder, or a transformer's file.
-        vae: File or folder of the VAE; needed where `model` is a single file.
-        text_encoder: Folder with text_encoder, tokenizer, text_encoder_2 and tokenizer_2;
-            needed where `model` is a single file.
+        vae: File or folder of the VAE; needed where `model` is a single file, unless of nano.
+        text_encoder: Folder with text_encoder, tokenizer, text_encoder_2 and tokenizer_2, or
+            nano's file; needed where `model` is a single file, unless of nano.
         dtype: Of the weights; None keeps the files' for large models. Nano runs in fp32.
         device: Where everything runs; the large text encoder stays on the CPU in between.
 
@@ -64,27 +91,33 @@ def load_pipeline(
         The parts, ready for `generate`.
 
     Raises:
-        ValueError: If a part is missing or does not belong to the model.
+        ValueError: If a part is missing or does not belong to the model, or there is no such
+            device.
+        MissingExtraError: If the text encoder needs a package that is not installed.
     """
-    if str(model) == NANO:
+    _check_device(device)
+    info = identify_model(model)
+    assert info.release is not None, "identify_model finds transformers only"
+    assert info.settings is not None, info
+    is_nano = info.release.variant == NANO
+    if is_nano:
+        vae = vae or nano_path("vae")
+        text_encoder = text_encoder or nano_path("text_encoder")
         dtype = dtype or torch.float32
-        transformer, info = load_transformer(nano_path("transformer"), dtype=dtype, device=device)
-        loaded_vae = load_vae(vae or nano_path("vae"), dtype=dtype, device=device)
-        nano_text = load_nano_text_encoder(text_encoder or nano_path("text_encoder")).to(device)
-        return _checked(Pipeline(transformer, nano_text, loaded_vae, info.settings))
+    else:
+        vae = vae or _part(info.path, "vae", "--vae")
+        text_encoder = text_encoder or _part(info.path, "text_encoder", "--text-encoder").parent
+    _check_vae(info, identify(vae, component="vae"))
 
-    model = Path(model)
-    vae = vae or _part(model, "vae", "--vae")
-    text_encoder = text_encoder or _part(model, "text_encoder", "--text-encoder").parent
-    transformer, info = load_transformer(model, dtype=dtype, device=device)
-    return _checked(
-        Pipeline(
-            transformer,
-            load_qwen_clip_folder(text_encoder, dtype=dtype, device=device, offload=True),
-            load_vae(vae, dtype=dtype, device=device),
-            info.settings,
-        )
-    )
+    # whatever can be missing is looked for before the largest part is read
+    encoder: TextEncoder
+    if is_nano:
+        encoder = load_text_encoder_nano(text_encoder, dtype=dtype, device=device)
+    else:
+        encoder = load_qwen_clip_folder(text_encoder, dtype=dtype, device=device, offload=True)
+    loaded_vae = load_vae(vae, dtype=dtype, device=device)
+    transformer, _ = load_transformer(info.path, dtype=dtype, device=device)
+    return Pipeline(transformer, encoder, loaded_vae, info.settings, info.tasks)
 
 
 def _part(model: Path, name: str, option: str) -> Path:
@@ -98,17 +131,26 @@ def _part(model: Path, name: str, option: str) -> Path:
     return part
 
 
-def _checked(pipeline: Pipeline) -> Pipeline:
-    transformer, vae = pipeline.transformer.config, pipeline.vae.config
-    if transformer.latent_channels != vae.latent_channels:
+def _check_vae(model: CheckpointInfo, vae: CheckpointInfo) -> None:
+    """Refuse a VAE whose latents the transformer was not trained on."""
+    wanted = VAE_OF.get(model.variant)
+    if wanted is not None and vae.variant not in (wanted, "custom"):
         raise ValueError(
-            f"the VAE has {vae.latent_channels} latent channels and the transformer "
-            f"{transformer.latent_channels}; load the VAE that belongs to this model"
+            f"{vae.path} is the {vae.variant} VAE and a {model.variant} model works with the "
+            f"{wanted} VAE; load that one"
         )
-    images_only = pipeline.settings.frame_choices == (1,)
-    if isinstance(pipeline.vae, ImageVAE) != images_only:
-        kind, wanted = ("an image", "FLUX") if images_only else ("a video", "HunyuanVideo")
+    assert isinstance(model.config, DiTConfig), model
+    assert isinstance(vae.config, VideoVAEConfig | ImageVAEConfig), vae
+    if vae.config.latent_channels != model.config.latent_channels:
         raise ValueError(
-            f"this is {kind} model and the VAE is not made for it; load the {wanted} VAE"
+            f"{vae.path} has {vae.config.latent_channels} latent channels and the transformer "
+            f"{model.config.latent_channels}; load the VAE that belongs to this model"
         )
-    return pipeline
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used ({reason}); try cpu") from error

@@ -147,12 +147,13 @@ def _guarded(run: Callable[[Tile], Tensor], tile: Tile) -> Tensor:
     try:
         return run(tile)
     except (RuntimeError, MemoryError) as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise _TileTooLargeError from error
         raise
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()  # CPU and other back ends raise a plain RuntimeError

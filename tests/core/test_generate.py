@@ -1,4 +1,4 @@
-"""The pipeline and its command line, on a small untrained model."""
+"""The pipeline on a small untrained model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from kandinsky_core.__main__ import main
 from kandinsky_core.config import VideoVAEConfig
-from kandinsky_core.generate import Generated, GenerateRequest, fit_image, generate
+from kandinsky_core.generate import (
+    Generated,
+    GenerateRequest,
+    default_task,
+    fit_image,
+    generate,
+)
 from kandinsky_core.models import CrossDiT, VideoVAE
 from kandinsky_core.pipeline import Pipeline
 from kandinsky_core.settings import SamplingSettings
@@ -134,13 +139,71 @@ def test_raising_in_the_callback_cancels_the_run(pipeline: Pipeline) -> None:
         (GenerateRequest("a", image=picture()), "takes no image"),
         (GenerateRequest("a", num_steps=0), "at least 1"),
         (GenerateRequest("a", shift=-1.0), "above 0"),
+        (GenerateRequest("a", shift=float("nan")), "above 0"),
+        (GenerateRequest("a", guidance_scale=float("nan")), "must be a number"),
+        (GenerateRequest("a", rope_scale=(1.0, 0.0, 1.0)), "above 0"),
+        (GenerateRequest("a", seed=-1), "from 0 to"),
+        (GenerateRequest("a", seed=2**64), "from 0 to"),
+        (GenerateRequest("a", task="i2i", image=picture()), "choose t2v or i2v or t2i"),
     ],
 )
 def test_what_does_not_fit_is_refused(
     pipeline: Pipeline, request_: GenerateRequest, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        generate(pipeline, request_)
+        generate(replace(pipeline, tasks=("t2v", "i2v", "t2i")), request_)
+    assert pipeline.text_encoder.seen == []  # refused before any work
+
+
+def test_text_of_another_model_is_refused(pipeline: Pipeline) -> None:
+    class NarrowText(CountingText):
+        def encode(self, prompts: Sequence[str], **_: object) -> TextConditioning:
+            text = super().encode(prompts)
+            return replace(text, tokens=text.tokens[..., :8])
+
+    with pytest.raises(ValueError, match=r"\(8, 12\) wide.*takes \(24, 12\)"):
+        generate(replace(pipeline, text_encoder=NarrowText()), GenerateRequest("a"))
+
+
+def test_the_task_follows_from_the_model_and_the_image() -> None:
+    assert default_task(("t2v", "i2v", "t2i"), with_image=False) == "t2v"
+    assert default_task(("t2v", "i2v", "t2i"), with_image=True) == "i2v"
+    assert default_task(("i2i",), with_image=True) == "i2i"
+    assert default_task(("t2i",), with_image=True) == "t2i"  # refused with a sentence later
+
+
+def test_an_edit_shows_the_crop_to_the_text_encoder_with_both_prompts(pipeline: Pipeline) -> None:
+    shown = []
+
+    class SeeingText(CountingText):
+        def encode(
+            self, prompts: Sequence[str], *, images: torch.Tensor | None = None, **_: object
+        ) -> TextConditioning:
+            shown.append(images)
+            return super().encode(prompts)
+
+    request = GenerateRequest("a", task="i2i", image=picture(100, 90))
+    result = generate(replace(pipeline, text_encoder=SeeingText()), request)
+    assert result.shape.size == (48, 32)  # of the two sizes, the nearer in aspect
+    assert [image.shape for image in shown] == [(1, 3, 48, 32)] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_low_precision_weights_give_nearly_the_same_latents(
+    pipeline: Pipeline, dtype: torch.dtype
+) -> None:
+    request = GenerateRequest("a", guidance_scale=1.0)
+    exact = generate(pipeline, request).latents
+    pipeline.transformer.to(dtype)
+    rounded = generate(pipeline, request).latents
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).norm() < {2: 0.02, 1: 0.2}[dtype.itemsize] * exact.norm()
+
+
+def test_decoding_keeps_to_a_memory_budget(pipeline: Pipeline) -> None:
+    result = generate(pipeline, GenerateRequest("a"))
+    with pytest.raises(ValueError, match="too small"):
+        next(result.frames(memory_budget=1000))
 
 
 def test_fitting_keeps_the_middle_and_the_aspect() -> None:
@@ -149,16 +212,3 @@ def test_fitting_keeps_the_middle_and_the_aspect() -> None:
     fitted = fit_image(image, (32, 32))
     assert fitted.shape == (1, 3, 1, 32, 32)
     assert (fitted[..., 1:-1] > 0.99).all()
-
-
-def test_command_line_says_what_is_wrong_in_one_line(
-    tmp_path: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
-) -> None:
-    missing = tmp_path / "nothing.safetensors"
-    assert main(["identify", str(missing)]) == 1
-    error = capsys.readouterr().err
-    assert "nothing.safetensors" in error
-    assert error.count("\n") == 1
-
-    assert main(["generate", "a", "--output", "clip.gif"]) == 1
-    assert ".mp4" in capsys.readouterr().err
