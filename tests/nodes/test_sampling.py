@@ -38,7 +38,7 @@ def test_four_samplers_give_the_same_latents(
     assert (ours - native).abs().max() < TOLERANCE
 
     info = model.model.info
-    network, _ = load_transformer(info.path)
+    network, _ = load_transformer(info.path, dtype=torch.float32)
     guided = GuidedModel(network, *map(to_text, prompts), scale=3.0)
     times = timesteps(steps, info.settings.shift)
     *_, last = core_sample(guided, make_noise(latent["samples"].shape, seed=7), times)
