@@ -30,9 +30,9 @@ from .shapes import Size, VideoShape, cover_crop, resolve_size
 from .text import TextConditioning
 from .video import to_pixels, to_uint8
 
-IMAGE_TASKS = ("i2v", "i2i")
+IMAGE_TASKS: tuple[Task, ...] = ("i2v", "i2i")
 """Tasks that start from an image."""
-STILL_TASKS = ("t2i", "i2i")
+STILL_TASKS: tuple[Task, ...] = ("t2i", "i2i")
 """Tasks whose result is one frame."""
 
 
@@ -105,7 +105,10 @@ class Generated:
 
 def default_task(tasks: Sequence[Task], *, with_image: bool) -> Task:
     """The first task of a model that starts from an image, or that does not."""
-    return next((task for task in tasks if (task in IMAGE_TASKS) == with_image), tasks[0])
+    for task in tasks:
+        if (task in IMAGE_TASKS) == with_image:
+            return task
+    return tasks[0]
 
 
 def generate(
