@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,8 +56,10 @@ def host(tmp_path_factory):
         package = importlib.util.module_from_spec(spec)
         sys.modules[PACKAGE] = package
         spec.loader.exec_module(package)
-        extension = asyncio.run(package.comfy_entrypoint())
-        nodes = asyncio.run(extension.get_node_list())
+        # in a thread of its own: the browser tests leave an event loop running in this one
+        with ThreadPoolExecutor(1) as loop:
+            extension = loop.submit(asyncio.run, package.comfy_entrypoint()).result()
+            nodes = loop.submit(asyncio.run, extension.get_node_list()).result()
         yield SimpleNamespace(
             base=base,
             path=Path(path),
