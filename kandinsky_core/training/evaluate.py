@@ -201,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shift", type=float, help="time shift; default: the model's")
     parser.add_argument("--answers", type=Path, default=Path("runs/evaluation"))
     parser.add_argument("--report", type=Path, help="Markdown file to write; default: only print")
+    parser.add_argument("--report-only", action="store_true", help="report what is answered so far")
     parser.add_argument("--floors", action="store_true", help="fail if the model looks broken")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args(arguments)
@@ -209,9 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {name: value for name, value in given.items() if value is not None}
     paths = find_parts(args.model)
     key = checksum(paths, settings)
-    launch(
-        work, args.processes, args.answers, key, paths, settings, args.sets, args.count, threads=1
-    )
+    if not args.report_only:
+        share = (args.answers, key, paths, settings, args.sets, args.count)
+        launch(work, args.processes, *share, threads=1)
     torch.set_num_threads(max(2, args.processes))
     pipeline = load(paths, settings)
     seconds = time_clips(pipeline)
