@@ -17,7 +17,7 @@ from kandinsky_core.training.evaluation_report import failures, make_report, wil
 
 
 def row(index: int, right: bool, name: str = "t2v") -> dict:
-    judged = dict.fromkeys(("color", "shape", "motion", "all"), right)
+    judged = dict.fromkeys(("color", "shape", "motion", "count", "all"), right)
     asked = {"shape": "star", "color": "red", "motion": "left"}
     return {"set": name, "index": index, "language": "en", "asked": asked, "right": judged}
 
