@@ -98,7 +98,7 @@ class EmptyLatent(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="Checks the size against this model, its attention included.",
+                    tooltip="Checks the size against what this model can make.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="Zeros, for a sampler.")],
