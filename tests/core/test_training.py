@@ -34,7 +34,9 @@ from kandinsky_core.training.pretrain import NanoModel, Phase, make_objective
 from kandinsky_core.training.train_vae import (
     CropKind,
     cut_around_object,
+    decorrelation_loss,
     draw_crops,
+    fresh_vae,
     vae_losses,
 )
 from kandinsky_core.training.train_vae import sample_training_scene as sample_vae_scene
@@ -219,6 +221,20 @@ def test_vae_step_lowers_the_loss():
             optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_decorrelation_is_zero_for_white_latents_and_grows_with_a_dominant_channel():
+    white = torch.randn(2, 4, 5, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert decorrelation_loss(white).item() < 1e-2
+    one_for_all = white[:, :1].expand(-1, 4, -1, -1, -1)  # covariance: ones everywhere
+    assert decorrelation_loss(one_for_all).item() == pytest.approx(3.0, rel=0.1)
+    loud = white * torch.tensor([3.0, 1.0, 1.0, 1.0]).reshape(1, 4, 1, 1, 1)
+    assert decorrelation_loss(loud).item() == pytest.approx((9 - 1) ** 2 / 4, rel=0.1)
+
+
+def test_fresh_vae_has_a_narrow_posterior():
+    _, logvar = fresh_vae().moments(torch.zeros(1, 3, 1, 32, 32))
+    assert logvar.max().item() == logvar.min().item() == -5.0
 
 
 def test_crops_lie_inside_the_frames():
