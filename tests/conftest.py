@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from tooling import comfyui, environment
 
 ROOT = environment.ROOT
+EXTRA_MODELS = "-extra-models"
+"""Suffix of the folder of models that is not the server's own."""
 MARKED_FOLDERS = ("server", "browser")
 
 
@@ -42,10 +45,25 @@ def comfy_server(tmp_path_factory, artifacts):
     """A real ComfyUI with the pack linked in, one for the whole run.
 
     `.base` is its folder (models/, input/, output/), `.log()` what it printed, `.url` the page.
+    `EXTRA_MODELS` beside it is a second tree of models, known from an extra_model_paths file.
     """
-    with comfyui.Server(tmp_path_factory.mktemp("comfyui")) as server:
+    base = tmp_path_factory.mktemp("comfyui")
+    extra = base.with_name(base.name + EXTRA_MODELS)
+    folders = {name: name for name in ("diffusion_models", "text_encoders", "vae")}
+    for name in folders:
+        (extra / name).mkdir(parents=True)
+    config = extra / "extra_model_paths.yaml"  # JSON is YAML
+    config.write_text(json.dumps({"tests": {"base_path": str(extra), **folders}}), "utf-8")
+    arguments = ("--extra-model-paths-config", str(config))
+    with comfyui.Server(base, arguments=arguments) as server:
         yield server
     (artifacts / "comfyui.log").write_text(server.log(), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def extra_models(comfy_server) -> Path:
+    """Folder of models that the server knows from an extra_model_paths file only."""
+    return comfy_server.base.with_name(comfy_server.base.name + EXTRA_MODELS)
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kandinsky_core.checkpoint import describe_metadata, save_checkpoint
+from kandinsky_core.config import ImageVAEConfig
+from kandinsky_core.models import ImageVAE
 from tooling.client import NodeError
 from tooling.environment import ROOT
 
@@ -98,3 +101,15 @@ def test_vae_of_another_model(broken, put):
     other = {"decoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}
     name = put("vae", "other_vae.safetensors", other)
     one_sentence(broken("K5_LoadVAE", vae_name=name), "K5_LoadVAE", name)
+
+
+def test_vae_that_the_model_was_not_trained_with(broken, comfy_server):
+    config = ImageVAEConfig((8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    path = comfy_server.base / "models" / "vae" / "image_vae.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, ImageVAE(config).state_dict(), describe_metadata(config))
+    try:
+        error = broken("K5_LoadVAE", vae_name=path.name)
+    finally:
+        path.unlink()
+    one_sentence(error, "K5_Decode", "nano", "FLUX")
