@@ -81,3 +81,34 @@ def test_creator_opens_a_template_presses_run_and_sees_the_video(page, artifacts
     assert video.evaluate("v => v.duration") > 0.5
     page.screenshot(path=artifacts / f"{TEXT_TO_VIDEO.stem}_done.png")
     assert page.console.from_the_pack() == []
+
+
+def test_creator_cancels_a_run_and_the_next_one_works(page, comfy):
+    open_file(page, TEXT_TO_VIDEO)
+    set_steps = """(steps) => {
+        const node = window.app.graph.nodes.find((each) => each.type === 'K5_Sampler');
+        const widget = node.widgets.find((each) => each.name === 'steps');
+        const before = widget.value;
+        widget.value = steps;
+        return before;
+    }"""
+    before = page.evaluate(set_steps, 900)
+    run = page.get_by_role("button", name="Run", exact=True).first
+    run.click()
+    sampling = "() => window.app.graph.nodes.some(n => n.type === 'K5_Sampler' && n.progress > 0)"
+    page.wait_for_function(sampling, timeout=RUN_MS)
+    page.get_by_role("button", name="Cancel current run").first.click()
+    page.wait_for_function(
+        "async () => (await (await fetch('/queue')).json()).queue_running.length === 0",
+        timeout=RUN_MS,
+    )
+    *_, last = comfy.get("/history").values()
+    assert [name for name, _ in last["status"]["messages"]][-1] == "execution_interrupted"
+
+    page.evaluate(set_steps, before)
+    run.click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('video')].some(v => v.readyState >= 2)",
+        timeout=RUN_MS,
+    )
+    assert page.console.from_the_pack() == []
