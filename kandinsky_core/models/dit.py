@@ -10,7 +10,7 @@ Letters: B batch, C channels, T H W latent grid, S visual tokens, L text tokens,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ from .layers import (
 )
 from .ops import Ops, TorchOps
 from .rope import rope_1d, rope_3d
+
+AroundBlocks = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+"""Stands around the visual blocks: takes their input (B, S, D) and the function that runs them,
+and returns what should count as their output. See `caching/`."""
 
 
 class CrossDiT(nn.Module):
@@ -86,6 +90,7 @@ class CrossDiT(nn.Module):
         *,
         rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
         attend: Attend = attend,
+        around_blocks: AroundBlocks | None = None,
     ) -> Tensor:
         """Predict velocity = noise - latents.
 
@@ -99,6 +104,7 @@ class CrossDiT(nn.Module):
             text_mask: Boolean (B, L), True where a token is real; None if all are.
             rope_scale: Divisor of the rotary angles per axis (t, h, w).
             attend: Attention backend for every attention of the network.
+            around_blocks: Decides whether the visual blocks run; None always runs them.
 
         Returns:
             Velocity (B, config.latent_channels, T, H, W), dtype of x.
@@ -110,10 +116,18 @@ class CrossDiT(nn.Module):
         time_embed = self.time_embeddings(t) + self.pooled_text_embeddings(text_pooled.float())
         text = self.refine_text(text_tokens.to(x.dtype), time_embed, text_mask, attend)
 
-        visual = self.visual_embeddings(x)  # (B, S, D)
         rope = rope_3d(grid_thw, self.config.axes_dims, rope_scale, x.device)
-        for block in self.visual_transformer_blocks:
-            visual = block(visual, text, time_embed, rope, text_mask, attend)
+
+        def run_blocks(visual: Tensor) -> Tensor:
+            for block in self.visual_transformer_blocks:
+                visual = block(visual, text, time_embed, rope, text_mask, attend)
+            return visual
+
+        # the embedded input has no name here, so that it is freed after the first block
+        if around_blocks is None:
+            visual = run_blocks(self.visual_embeddings(x))  # (B, S, D)
+        else:
+            visual = around_blocks(self.visual_embeddings(x), run_blocks)  # (B, S, D)
         return self.out_layer(visual, time_embed, grid_thw)
 
     def refine_text(
