@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+METADATA_KEY = "kandinsky_core"
+"""Metadata entry of our own files: JSON with the config and what else the file says of itself."""
+
 
 @dataclass(frozen=True)
 class DiTConfig:

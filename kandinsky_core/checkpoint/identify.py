@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..config import DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
+from ..config import METADATA_KEY, DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
 from ..errors import CheckpointError
 from ..models.vae_keys import VAELayout
 from ..settings import DEFAULT_RELEASES, RELEASES, Release, SamplingSettings, find_settings
@@ -25,9 +25,6 @@ from .families import Family, find_foreign, find_known, is_lora
 from .header import DTYPES, Component, Header, TensorEntry, read_header
 from .infer import dit_config, matching_variant, vae_mismatch
 from .info import CheckpointInfo, Config, facts_in_name
-
-METADATA_KEY = "kandinsky_core"
-"""Metadata entry of our own files: JSON with config and, for transformers, task and stage."""
 
 _CLOSEST_VARIANT = {
     "t2v": "video_lite",

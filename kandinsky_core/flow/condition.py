@@ -19,6 +19,8 @@ MEAN_CHANGE = (-0.05, 0.1)
 """How far a frame's mean may move."""
 STD_CHANGE = (-0.1, 0.25)
 """How far a frame's standard deviation may move."""
+MIN_STD = 1e-4
+"""What a frame is divided by at least."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def normalize_first_frames(latents: Tensor) -> Tensor:
     the five that follow, by no more than `MEAN_CHANGE` and `STD_CHANGE`.
 
     Differs from diffusers, which pools the four frames; the official code treats each alone.
-    Clips of four latent frames or fewer have nothing to refer to and are returned unchanged,
-    where both give NaN.
+    Clips of four latent frames or fewer have nothing to refer to and are returned unchanged, and
+    a frame of one value only moves; both give NaN in either.
 
     Args:
         latents: Clip (B, C, T, H, W) in model space.
@@ -93,5 +95,5 @@ def normalize_first_frames(latents: Tensor) -> Tensor:
     reference_std, reference_mean = torch.std_mean(reference, dim=(1, 2, 3, 4), keepdim=True)
     new_mean = reference_mean.clamp(mean + MEAN_CHANGE[0], mean + MEAN_CHANGE[1])
     new_std = reference_std.clamp(std + STD_CHANGE[0], std + STD_CHANGE[1])
-    normalized = (start - mean) / std * new_std + new_mean
+    normalized = (start - mean) / std.clamp(min=MIN_STD) * new_std + new_mean
     return torch.cat([normalized, latents[:, :, START_FRAMES:]], dim=2)

@@ -24,14 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..config import NanoTextConfig
+from ..config import METADATA_KEY, NanoTextConfig
 from ..errors import CheckpointError
 from ..files import atomic_write
 from .protocol import Task, TextConditioning
 
 PAD_ID, UNKNOWN_ID, START_ID = 0, 1, 2
 NUM_SPECIAL_IDS = 3
-METADATA_KEY = "kandinsky_core"
 KIND = "nano_text_encoder"
 
 _WORD = re.compile(r"[^\W_]+")  # letters and digits of any script

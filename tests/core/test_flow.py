@@ -182,6 +182,14 @@ def test_normalisation_leaves_short_clips_alone() -> None:
     assert normalize_first_frames(clip) is clip
 
 
+def test_normalize_first_frames_of_one_value_stay_finite():
+    clip = torch.randn(1, 2, 9, 4, 4, generator=torch.Generator().manual_seed(0))
+    clip[:, :, 0] = 0.5
+    result = normalize_first_frames(clip)
+    assert result.isfinite().all()
+    assert result[:, :, 0].std() < 1e-3
+
+
 def test_noise_depends_on_the_seed_alone() -> None:
     shape = (1, 4, 3, 2, 2)
     torch.manual_seed(5)
