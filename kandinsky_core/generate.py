@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .caching import BlockCache
 from .flow import (
     Step,
     VisualCondition,
@@ -116,6 +117,7 @@ def generate(
     request: GenerateRequest,
     *,
     on_step: Callable[[Step], None] | None = None,
+    cache: BlockCache | None = None,
 ) -> Generated:
     """Make one clip or image.
 
@@ -123,6 +125,7 @@ def generate(
         pipeline: The model.
         request: What to make.
         on_step: Called after every sampling step; may raise to cancel.
+        cache: Decides which steps run the network's visual blocks; None always runs them.
 
     Returns:
         Latents, and frames to be decoded from them.
@@ -151,7 +154,10 @@ def generate(
         condition,
         settings.rope_scale,
         pipeline.attend,
+        cache=cache,
     )
+    if cache is not None:
+        cache.begin(settings.num_steps)
     latents = noise
     for step in sample(model, noise.to(pipeline.device), times, condition=condition):
         latents = step.latents

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .attention import Attend, attend
+from .caching import BlockCache, Branch
 from .flow import VisualCondition, guide
 from .models import CrossDiT
 from .text import TextConditioning
@@ -31,6 +32,8 @@ class GuidedModel:
     """Divisor of the rotary angles (t, h, w)."""
     attend: Attend = attend
     """Attention backend."""
+    cache: BlockCache | None = None
+    """Decides at each call whether the visual blocks run; None always runs them."""
 
     def __post_init__(self) -> None:
         if self.scale != 1.0 and self.negative is None:
@@ -49,12 +52,13 @@ class GuidedModel:
         Returns:
             Velocity (B, C, T, H, W), fp32.
         """
-        cond = self._velocity(x_t, t, self.positive)
+        cond = self._velocity(x_t, t, self.positive, "cond")
         if self.scale == 1.0 or self.negative is None:
             return cond
-        return guide(cond, self._velocity(x_t, t, self.negative), self.scale)
+        uncond = self._velocity(x_t, t, self.negative, "uncond")
+        return guide(cond, uncond, self.scale)
 
-    def _velocity(self, x_t: Tensor, t: Tensor, text: TextConditioning) -> Tensor:
+    def _velocity(self, x_t: Tensor, t: Tensor, text: TextConditioning, branch: Branch) -> Tensor:
         batch = x_t.shape[0]
         stored = self.transformer.visual_embeddings.in_layer.weight.dtype
         dtype = torch.bfloat16 if stored.itemsize == 1 else stored  # fp8 only stores weights
@@ -68,5 +72,6 @@ class GuidedModel:
             None if text.mask.all() else text.mask,
             rope_scale=self.rope_scale,
             attend=self.attend,
+            around_blocks=None if self.cache is None else self.cache.around(branch),
         )
         return velocity.float()

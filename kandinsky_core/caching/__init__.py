@@ -1,0 +1,18 @@
+"""Doing less work per step: MagCache, and the calibration that it needs."""
+
+from .calibration import Calibration
+from .magcache import BlockCache, Branch, Counts, MagCache
+from .ratios import MagRatios, describe_release, find_ratios, load_ratios, save_ratios
+
+__all__ = [
+    "BlockCache",
+    "Branch",
+    "Calibration",
+    "Counts",
+    "MagCache",
+    "MagRatios",
+    "describe_release",
+    "find_ratios",
+    "load_ratios",
+    "save_ratios",
+]
