@@ -161,11 +161,11 @@ class MagCache:
         """The output of the blocks (B, S, D) for their input (B, S, D), run or made up."""
         inputs = split(visual, len(branches))
         tracks = [self._tracks[branch] for branch in branches]
-        # a call that skips one branch alone runs for all, as the blocks take the whole batch
         skips = [
             self._may_skip(branch, part) for branch, part in zip(branches, inputs, strict=True)
         ]
-        computed = [None] * len(branches) if all(skips) else split(run(visual), len(branches))
+        # the blocks take the whole batch: where one branch needs them they run for all
+        computed = inputs if all(skips) else split(run(visual), len(branches))
         outputs: list[Tensor] = []
         for track, skip, before, after in zip(tracks, skips, inputs, computed, strict=True):
             if skip:
