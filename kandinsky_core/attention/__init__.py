@@ -1,6 +1,24 @@
-"""Attention behind one contract: `attend(q, k, v, *, mask=None)`."""
+"""Attention behind one contract: `attend(q, k, v, *, mask=None, block_map=None)`."""
 
-from .api import Attend, attend
+from .api import Attend
+from .auto import attend
+from .backends.dense import attend_dense
+from .backends.gathered import attend_gathered
+from .block_map import BlockMap
+from .nabla import MapReport, Nabla, top_p_blocks
 from .reference import attend_reference
+from .tiles import Tiling, sliding_window
 
-__all__ = ["Attend", "attend", "attend_reference"]
+__all__ = [
+    "Attend",
+    "BlockMap",
+    "MapReport",
+    "Nabla",
+    "Tiling",
+    "attend",
+    "attend_dense",
+    "attend_gathered",
+    "attend_reference",
+    "sliding_window",
+    "top_p_blocks",
+]

@@ -1,4 +1,4 @@
-"""The attention contract and its default backend.
+"""The attention contract.
 
 Letters: B batch, N heads, S queries, L keys, K head dim.
 """
@@ -8,13 +8,22 @@ from __future__ import annotations
 from typing import Protocol
 
 from torch import Tensor
-from torch.nn import functional as F
+
+from .block_map import BlockMap
 
 
 class Attend(Protocol):
-    """A function that computes softmax(q k^T / sqrt(K)) v."""
+    """A function that computes softmax(q k^T / sqrt(K)) v over the keys that are admitted."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None = None,
+        block_map: BlockMap | None = None,
+    ) -> Tensor:
         """Attend.
 
         Args:
@@ -22,14 +31,10 @@ class Attend(Protocol):
             k: Keys (B, N, L, K).
             v: Values (B, N, L, K).
             mask: Boolean (B, L), True where a key may be attended to; None admits all.
+            block_map: Blocks that each block of queries attends to, for self-attention (S = L)
+                over tokens in tile order; None admits all.
 
         Returns:
-            Tensor (B, N, S, K), dtype of q.
+            Tensor (B, N, S, K), dtype of q; zeros where a block map leaves a query no key.
         """
         ...
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Dense attention through torch's fused kernel; arguments and result as in `Attend`."""
-    key_mask = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, L)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)

@@ -1,0 +1,1 @@
+"""Backends of `attend`: each computes what `attend_reference` does, or refuses."""

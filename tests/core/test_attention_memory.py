@@ -1,0 +1,75 @@
+"""How much memory maps and sparse attention take beside their inputs and results."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kandinsky_core.attention import BlockMap, attend_dense, attend_gathered, top_p_blocks
+from kandinsky_core.attention.backends import dense, gathered
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A dispatch mode sees the operations of its own thread alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest tensor that any operation returned, in bytes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.size = max(self.size, tensor.untyped_storage().nbytes())
+        return out
+
+
+def case(heads, blocks, block, head_dim, density):
+    generator = torch.Generator().manual_seed(0)
+    qkv = [torch.randn(1, heads, blocks * block, head_dim, generator=generator) for _ in range(3)]
+    kept = torch.rand(1, heads, blocks, blocks, generator=generator) < density
+    return qkv, BlockMap(kept, (1, 1, block), (1, 1, blocks))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_gathered_memory_is_bounded(backward, monkeypatch):
+    inputs, block_map = case(2, 64, 16, 16, 0.3)
+    monkeypatch.setitem(gathered.PIECE_BYTES, "cpu", 1 << 16)
+    for x in inputs:
+        x.requires_grad_(backward)
+    with LargestTensor() as largest:
+        out = attend_gathered(*inputs, block_map=block_map)
+        if backward:
+            out.sum().backward()
+    one_input = inputs[0].numel() * 4
+    assert largest.size <= max(1 << 16, one_input)
+    # all gathered keys together, or all scores, would be many times that
+    assert block_map.kept.sum() * 16 * 16 * 4 > 8 * one_input
+
+
+def test_mask_of_dense_is_bounded(monkeypatch):
+    inputs, block_map = case(2, 64, 16, 16, 0.3)
+    monkeypatch.setattr(dense, "MASK_BYTES", 1 << 19)
+    with LargestTensor() as largest, torch.no_grad():
+        attend_dense(*inputs, block_map=block_map)
+    assert largest.size <= 1 << 19
+    assert 2 * (64 * 16) ** 2 * 4 == 1 << 23  # the whole mask
+
+
+def test_map_takes_what_it_may():
+    (q, k, _), _ = case(4, 128, 2, 8, 0.3)
+    largest_of = {}
+    for limit in (1 << 17, 1 << 30):
+        with LargestTensor() as largest:
+            top_p_blocks(q, k, 2, 0.5, work_bytes=limit)
+        largest_of[limit] = largest.size
+    assert largest_of[1 << 17] <= 1 << 17
+    assert largest_of[1 << 30] == 4 * 128**2 * 8  # indices of every row: what a sort takes at once
