@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..attention import Attend, attend
+from ..attention import Attend, Nabla, Tiling, attend
 from ..config import DiTConfig
 from .layers import (
     OutLayer,
@@ -91,6 +91,7 @@ class CrossDiT(nn.Module):
         rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
         attend: Attend = attend,
         around_blocks: AroundBlocks | None = None,
+        nabla: Nabla | None = None,
     ) -> Tensor:
         """Predict velocity = noise - latents.
 
@@ -105,23 +106,35 @@ class CrossDiT(nn.Module):
             rope_scale: Divisor of the rotary angles per axis (t, h, w).
             attend: Attention backend for every attention of the network.
             around_blocks: Decides whether the visual blocks run; None always runs them.
+            nabla: Makes the attention among visual tokens sparse; None leaves it dense. Text is
+                always attended to densely.
 
         Returns:
             Velocity (B, config.latent_channels, T, H, W), dtype of x.
 
         Raises:
-            ValueError: If x has the wrong number of channels or does not divide into patches.
+            ValueError: If x has the wrong number of channels, or does not divide into patches or
+                into NABLA's tiles.
         """
         grid_thw = self.token_grid(x)
         time_embed = self.time_embeddings(t) + self.pooled_text_embeddings(text_pooled.float())
         text = self.refine_text(text_tokens.to(x.dtype), time_embed, text_mask, attend)
 
         rope = rope_3d(grid_thw, self.config.axes_dims, rope_scale, x.device)
+        tiling, self_attends = None, [attend] * len(self.visual_transformer_blocks)
+        if nabla is not None:
+            tiling = Tiling.of(grid_thw, nabla.tile_thw, self.config.patch_thw)
+            rope = tiling.tile(rope[None])[0]
+            self_attends = nabla.layers(len(self_attends), attend, tiling, x.device)
 
         def run_blocks(visual: Tensor) -> Tensor:
-            for block in self.visual_transformer_blocks:
-                visual = block(visual, text, time_embed, rope, text_mask, attend)
-            return visual
+            if tiling is not None:
+                visual = tiling.tile(visual)
+            for block, self_attend in zip(
+                self.visual_transformer_blocks, self_attends, strict=True
+            ):
+                visual = block(visual, text, time_embed, rope, text_mask, attend, self_attend)
+            return visual if tiling is None else tiling.untile(visual)
 
         # the embedded input has no name here, so that it is freed after the first block
         if around_blocks is None:

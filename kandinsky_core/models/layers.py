@@ -233,11 +233,15 @@ class VisualBlock(nn.Module):
         rope: Tensor,
         text_mask: Tensor | None,
         attend: Attend,
+        self_attend: Attend,
     ) -> Tensor:
-        """Update visual tokens (B, S, D) from text (B, L, D); rope (S, K/2)."""
+        """Update visual tokens (B, S, D) from text (B, L, D); rope (S, K/2).
+
+        `self_attend` computes attention among visual tokens, `attend` that to the text.
+        """
         self_attention, cross_attention, feed_forward = self.visual_modulation.triples(time_embed)
         x = norm_and_modulate(visual, self_attention.shift, self_attention.scale)
-        x = self.self_attention(x, attend=attend, rope=rope)
+        x = self.self_attention(x, attend=self_attend, rope=rope)
         visual = add_gated(visual, self_attention.gate, x)
 
         x = norm_and_modulate(visual, cross_attention.shift, cross_attention.scale)
