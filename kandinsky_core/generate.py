@@ -25,8 +25,8 @@ from .flow import (
 )
 from .guided_model import GuidedModel
 from .models import ImageVAE, VideoVAE, to_model_space, to_vae_space
-from .pipeline import Pipeline
-from .settings import SamplingSettings, Task
+from .pipeline import Pipeline, nabla_for
+from .settings import Attention, SamplingSettings, Task
 from .shapes import Size, VideoShape, cover_crop, resolve_size
 from .text import TextConditioning
 from .video import to_pixels, to_uint8
@@ -63,6 +63,10 @@ class GenerateRequest:
     """Warp of the times towards noise."""
     rope_scale: tuple[float, float, float] | None = None
     """Divisor of the rotary angles (t, h, w)."""
+    attention: Attention | None = None
+    """Dense, or NABLA: sparse, for sizes that divide into its tiles."""
+    nabla_p: float | None = None
+    """Share of attention that NABLA's kept blocks must cover, in [0, 1]."""
     seed: int = 0
     """Of the starting noise, from 0 to 2**64 - 1."""
 
@@ -134,10 +138,13 @@ def generate(
         ValueError: If the request does not fit the model; the sentence says what would.
     """
     size, settings = _settle(pipeline, request)
-    shape = VideoShape(settings.num_frames, *size).check(pipeline.geometry)
+    geometry = settings.geometry(pipeline.geometry)
+    shape = VideoShape(settings.num_frames, *size).check(geometry)
     times = timesteps(settings.num_steps, settings.shift)
+    if cache is not None:
+        cache.begin(settings.num_steps)
     channels = pipeline.transformer.config.latent_channels
-    noise = make_noise(shape.latent_shape(channels, geometry=pipeline.geometry), request.seed)
+    noise = make_noise(shape.latent_shape(channels, geometry=geometry), request.seed)
 
     image = None if request.image is None else fit_image(request.image, size)
     positive = _encode_text(pipeline, request.prompt, request.task, image)
@@ -155,9 +162,8 @@ def generate(
         settings.rope_scale,
         pipeline.attend,
         cache=cache,
+        nabla=nabla_for(settings),
     )
-    if cache is not None:
-        cache.begin(settings.num_steps)
     latents = noise
     for step in sample(model, noise.to(pipeline.device), times, condition=condition):
         latents = step.latents
@@ -192,13 +198,14 @@ def _settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[Size, Samplin
     """Fill what the request leaves open, and refuse what the model cannot do."""
     _check_task(pipeline, request)
     settings = pipeline.settings
+    tiled = replace(settings, attention=request.attention or settings.attention)
     # a checkpoint made for one size alone is not asked for the image's own aspect
     aspects = settings.sizes if request.task == "i2i" or len(settings.sizes) == 1 else None
     size = resolve_size(
         request.height,
         request.width,
         default=settings.default_size,
-        geometry=pipeline.geometry,
+        geometry=tiled.geometry(pipeline.geometry),
         image_size=None if request.image is None else request.image.shape[:2],
         area=settings.area,
         choices=aspects,
@@ -211,6 +218,8 @@ def _settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[Size, Samplin
         "shift": request.shift,
         "rope_scale": request.rope_scale,
         "negative_prompt": request.negative_prompt,
+        "attention": request.attention,
+        "nabla_p": request.nabla_p,
     }
     return size, replace(settings, **{k: v for k, v in given.items() if v is not None})
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .attention import Attend, attend
+from .attention import Attend, Nabla, attend
 from .caching import BlockCache, Branch
 from .flow import VisualCondition, guide
 from .models import CrossDiT
@@ -34,6 +34,8 @@ class GuidedModel:
     """Attention backend."""
     cache: BlockCache | None = None
     """Decides at each call whether the visual blocks run; None always runs them."""
+    nabla: Nabla | None = None
+    """Makes attention among visual tokens sparse; None leaves it dense."""
 
     def __post_init__(self) -> None:
         if self.scale != 1.0 and self.negative is None:
@@ -73,5 +75,6 @@ class GuidedModel:
             rope_scale=self.rope_scale,
             attend=self.attend,
             around_blocks=None if self.cache is None else self.cache.around(branch),
+            nabla=self.nabla,
         )
         return velocity.float()

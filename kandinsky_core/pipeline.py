@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from .attention import Attend, attend
+from .attention import Attend, Nabla, attend
 from .checkpoint import (
     CheckpointInfo,
     identify,
@@ -44,13 +44,20 @@ class Pipeline:
 
     @property
     def geometry(self) -> Geometry:
-        """How this transformer and this VAE divide space and time."""
+        """How this transformer and this VAE divide space and time, with dense attention."""
         return Geometry.of(self.transformer.config, self.vae.config)
 
     @property
     def device(self) -> torch.device:
         """Where the transformer is, and so where sampling runs."""
         return next(self.transformer.parameters()).device
+
+
+def nabla_for(settings: SamplingSettings) -> Nabla | None:
+    """The sparse attention that settings ask for; None where they ask for dense."""
+    if settings.attention == "dense":
+        return None
+    return Nabla(settings.nabla_p, settings.tile_thw, settings.sta_window_thw)
 
 
 def identify_model(model: str | Path = NANO) -> CheckpointInfo:
