@@ -1,4 +1,4 @@
-"""Command line: `python -m kandinsky_core generate "a red ball ..."` and `identify FILE`."""
+"""Command line: `python -m kandinsky_core` with generate, calibrate or identify."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .cli_options import add_model, add_prompt, add_sampling, add_speed
 from .errors import import_extra
 
 if TYPE_CHECKING:
+    from .caching import BlockCache, MagCache
+    from .checkpoint import CheckpointInfo
     from .generate import Generated, GenerateRequest
     from .pipeline import Pipeline
     from .settings import Task
@@ -27,6 +30,10 @@ examples:
   %(prog)s "a fox in the snow" --model Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers --device cuda
   %(prog)s "a fox in the snow" --model kandinsky5lite_t2v_sft_5s.safetensors \\
       --vae hunyuan_video_vae.safetensors --text-encoder folder_with_text_encoders
+"""
+CALIBRATE = """\
+Measure how much each step of a checkpoint resembles the one before it, which MagCache needs where
+no such ratios were published. One run in full measures them for any prompt and number of steps.
 """
 
 
@@ -45,49 +52,30 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    make.add_argument("prompt", help="what to show")
-    make.add_argument(
-        "--task",
-        choices=("t2v", "i2v", "t2i", "i2i"),
-        help="text or image to video or image (default: the model's, by whether --image is given)",
-    )
-    make.add_argument("--image", type=Path, help="image to start from (i2v) or to edit (i2i)")
+    add_prompt(make)
     make.add_argument("--output", type=Path, help=".mp4 or .png (default: output.mp4, output.png)")
     make.add_argument("--sheet", type=Path, help="also write a contact sheet .png here")
-
-    parts = make.add_argument_group("model")
-    parts.add_argument("--model", default="nano", help='"nano" (default), a file or a folder')
-    parts.add_argument("--vae", type=Path, help="VAE file, where the model is a single file")
-    parts.add_argument(
-        "--text-encoder",
-        type=Path,
-        help="folder with text_encoder, tokenizer, text_encoder_2 and tokenizer_2, likewise",
-    )
-    parts.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), help="of the weights (default: as in the file)"
-    )
-    parts.add_argument("--device", default="cpu", help='"cpu" (default), "cuda", "mps"...')
+    parts = add_model(make)
     parts.add_argument(
         "--vae-memory", type=float, metavar="GIB", help="most that the VAE may take (default: 8)"
     )
-
-    how = make.add_argument_group("sampling")
-    how.add_argument("--negative-prompt", help="what to avoid")
-    how.add_argument("--height", type=int, help="pixels")
-    how.add_argument("--width", type=int, help="pixels")
-    how.add_argument("--frames", type=int, help="clip length, 4k + 1")
-    how.add_argument("--steps", type=int, help="sampling steps")
-    how.add_argument("--cfg", type=float, help="guidance scale; 1 turns it off")
-    how.add_argument("--shift", type=float, help="warp of the times towards noise")
-    how.add_argument(
-        "--rope-scale",
-        type=float,
-        nargs=3,
-        metavar=("T", "H", "W"),
-        help="divisors of the rotary angles",
-    )
-    how.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
+    add_sampling(make)
+    add_speed(make)
     make.set_defaults(run=run_generate)
+
+    measure = commands.add_parser(
+        "calibrate", help="measure a checkpoint's MagCache ratios", description=CALIBRATE
+    )
+    add_prompt(measure)
+    measure.add_argument(
+        "--output",
+        type=Path,
+        default=Path("magcache_ratios.json"),
+        help=".json (default: magcache_ratios.json)",
+    )
+    add_model(measure)
+    add_sampling(measure)
+    measure.set_defaults(run=run_calibrate)
 
     tell = commands.add_parser("identify", help="say what a weight file is and what it needs")
     tell.add_argument("path", type=Path, help="a .safetensors file or a folder")
@@ -98,18 +86,110 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_generate(args: argparse.Namespace) -> None:
     """Make one video or image and write it; whatever can be refused is refused at the start."""
-    import torch
-
-    from .generate import GenerateRequest, default_task
-    from .pipeline import identify_model, load_pipeline
-    from .video import read_image
+    from .pipeline import identify_model
 
     info = identify_model(args.model)
-    task = args.task or default_task(info.tasks, with_image=args.image is not None)
+    task = _task(args, info)
     output = check_outputs(args.output, args.sheet, task)
     if args.vae_memory is not None and not args.vae_memory > 0:
         raise ValueError(f"--vae-memory is {args.vae_memory}: give GiB, more than 0")
-    request = GenerateRequest(
+    cache = make_magcache(args, info)
+    request = _request(args, task)
+    pipeline = _load(args)
+    _mention_unknown_words(pipeline, args.prompt)
+    result = sample_with_progress(pipeline, request, cache)
+    metadata = {
+        "prompt": args.prompt,
+        "negative_prompt": result.settings.negative_prompt,
+        "model": str(args.model),
+        "task": task,
+        "seed": str(args.seed),
+        "steps": str(result.settings.num_steps),
+        "cfg": f"{result.settings.guidance_scale:g}",
+        "shift": f"{result.settings.shift:g}",
+    }
+    if cache is not None:
+        metadata["magcache"] = f"{cache.threshold:g}, {cache.ratios.source}"
+    budget = None if args.vae_memory is None else int(args.vae_memory * GIB)
+    write_result(result, output, args.sheet, metadata, budget)
+    if cache is not None:
+        sys.stderr.write(cache.summary() + "\n")
+
+
+def run_calibrate(args: argparse.Namespace) -> None:
+    """Sample once in full and write the ratios between its steps."""
+    from .caching import Calibration, describe_release, save_ratios
+    from .files import check_writable
+    from .pipeline import identify_model
+
+    info = identify_model(args.model)
+    task = _task(args, info)
+    if args.output.suffix.lower() != ".json":
+        raise ValueError(f"--output {args.output} cannot hold ratios: give a .json file")
+    check_writable(args.output)
+    import_extra("tqdm", "video")
+    calibration, request = Calibration(), _request(args, task)
+    result = sample_with_progress(_load(args), request, calibration)
+    release = describe_release(info.release)
+    measured_on = {
+        "release": release,
+        "model": str(args.model),
+        "task": task,
+        "size": list(result.shape.size),
+        "frames": result.shape.num_frames,
+        "steps": result.settings.num_steps,
+        "cfg": result.settings.guidance_scale,
+        "shift": result.settings.shift,
+        "prompt": args.prompt,
+        "seed": args.seed,
+    }
+    save_ratios(args.output, calibration.ratios(release), measured_on)
+    _say(str(args.output))
+    sys.stderr.write(f"use them with: generate --magcache --magcache-ratios {args.output}\n")
+
+
+def make_magcache(args: argparse.Namespace, info: CheckpointInfo) -> MagCache | None:
+    """The MagCache that was asked for, with a note where its ratios may not fit the model."""
+    from .caching import MagCache, describe_release, find_ratios, load_ratios
+
+    if args.magcache is None and args.magcache_ratios is None:
+        return None
+    release, note = describe_release(info.release), ""
+    if args.magcache_ratios is not None:
+        ratios, measured_on = load_ratios(args.magcache_ratios)
+        if measured_on.get("release") != release:
+            note = f"{ratios.source} was measured on {measured_on.get('release')}, not on {release}"
+    else:
+        settings = info.settings
+        if args.height and args.width:
+            settings = settings.for_size(args.height, args.width)
+        ratios = find_ratios(info.release, settings)
+        assumed = [
+            fact
+            for fact in ("task", "seconds", "stage")
+            if getattr(info, fact) is not None and info.sources.get(fact) == "default"
+        ]
+        if assumed:
+            guess = ", ".join(assumed)
+            note = f"MagCache takes this model for {release} (a guess: {guess})"
+    if note:
+        sys.stderr.write(f"note: {note}\n")
+    if isinstance(args.magcache, float):
+        return MagCache(ratios, threshold=args.magcache)
+    return MagCache(ratios)
+
+
+def _task(args: argparse.Namespace, info: CheckpointInfo) -> Task:
+    from .generate import default_task
+
+    return args.task or default_task(info.tasks, with_image=args.image is not None)
+
+
+def _request(args: argparse.Namespace, task: Task) -> GenerateRequest:
+    from .generate import GenerateRequest
+    from .video import read_image
+
+    return GenerateRequest(
         prompt=args.prompt,
         task=task,
         negative_prompt=args.negative_prompt,
@@ -123,28 +203,21 @@ def run_generate(args: argparse.Namespace) -> None:
         rope_scale=tuple(args.rope_scale) if args.rope_scale else None,
         seed=args.seed,
     )
+
+
+def _load(args: argparse.Namespace) -> Pipeline:
+    import torch
+
+    from .pipeline import load_pipeline
+
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    pipeline = load_pipeline(
+    return load_pipeline(
         args.model,
         vae=args.vae,
         text_encoder=args.text_encoder,
         dtype=dtypes.get(args.dtype),
         device=args.device,
     )
-    _mention_unknown_words(pipeline, args.prompt)
-    result = sample_with_progress(pipeline, request)
-    metadata = {
-        "prompt": args.prompt,
-        "negative_prompt": result.settings.negative_prompt,
-        "model": str(args.model),
-        "task": task,
-        "seed": str(args.seed),
-        "steps": str(result.settings.num_steps),
-        "cfg": f"{result.settings.guidance_scale:g}",
-        "shift": f"{result.settings.shift:g}",
-    }
-    budget = None if args.vae_memory is None else int(args.vae_memory * GIB)
-    write_result(result, output, args.sheet, metadata, budget)
 
 
 def check_outputs(output: Path | None, sheet: Path | None, task: Task) -> Path:
@@ -170,7 +243,9 @@ def check_outputs(output: Path | None, sheet: Path | None, task: Task) -> Path:
     return output
 
 
-def sample_with_progress(pipeline: Pipeline, request: GenerateRequest) -> Generated:
+def sample_with_progress(
+    pipeline: Pipeline, request: GenerateRequest, cache: BlockCache | None = None
+) -> Generated:
     """Sample under a progress bar, which appears with the first step."""
     from .flow import Step
     from .generate import generate
@@ -182,7 +257,7 @@ def sample_with_progress(pipeline: Pipeline, request: GenerateRequest) -> Genera
             bar.total = step.num_steps
             bar.update()
 
-        return generate(pipeline, request, on_step=on_step)
+        return generate(pipeline, request, on_step=on_step, cache=cache)
 
 
 def write_result(

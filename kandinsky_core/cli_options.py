@@ -1,0 +1,75 @@
+"""Options that several commands of `__main__.py` share, group by group."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_prompt(command: argparse.ArgumentParser) -> None:
+    """What to make."""
+    command.add_argument("prompt", help="what to show")
+    command.add_argument(
+        "--task",
+        choices=("t2v", "i2v", "t2i", "i2i"),
+        help="text or image to video or image (default: the model's, by whether --image is given)",
+    )
+    command.add_argument("--image", type=Path, help="image to start from (i2v) or to edit (i2i)")
+
+
+def add_model(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Which weights; returns the group."""
+    parts = command.add_argument_group("model")
+    parts.add_argument("--model", default="nano", help='"nano" (default), a file or a folder')
+    parts.add_argument("--vae", type=Path, help="VAE file, where the model is a single file")
+    parts.add_argument(
+        "--text-encoder",
+        type=Path,
+        help="folder with text_encoder, tokenizer, text_encoder_2 and tokenizer_2, likewise",
+    )
+    parts.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), help="of the weights (default: as in the file)"
+    )
+    parts.add_argument("--device", default="cpu", help='"cpu" (default), "cuda", "mps"...')
+    return parts
+
+
+def add_sampling(command: argparse.ArgumentParser) -> None:
+    """How to sample; what is left out comes from the checkpoint."""
+    how = command.add_argument_group("sampling")
+    how.add_argument("--negative-prompt", help="what to avoid")
+    how.add_argument("--height", type=int, help="pixels")
+    how.add_argument("--width", type=int, help="pixels")
+    how.add_argument("--frames", type=int, help="clip length, 4k + 1")
+    how.add_argument("--steps", type=int, help="sampling steps")
+    how.add_argument("--cfg", type=float, help="guidance scale; 1 turns it off")
+    how.add_argument("--shift", type=float, help="warp of the times towards noise")
+    how.add_argument(
+        "--rope-scale",
+        type=float,
+        nargs=3,
+        metavar=("T", "H", "W"),
+        help="divisors of the rotary angles",
+    )
+    how.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
+
+
+def add_speed(command: argparse.ArgumentParser) -> None:
+    """What makes sampling faster and changes its result."""
+    speed = command.add_argument_group("speed")
+    speed.add_argument(
+        "--magcache",
+        type=float,
+        nargs="?",
+        const=True,
+        metavar="THRESHOLD",
+        help="skip the blocks at steps that would change little; more is faster and less exact "
+        "(without a number: the reference's 0.12)",
+    )
+    speed.add_argument(
+        "--magcache-ratios",
+        type=Path,
+        metavar="FILE",
+        help="ratios that `calibrate` measured (default: those published for the checkpoint); "
+        "turns MagCache on",
+    )
