@@ -48,8 +48,8 @@ CLIPS_256 = Bucket(256, 17)
 LONG_256 = Bucket(256, 25)
 
 CACHE: dict[Bucket, int] = {
-    IMAGES: 6000,
-    CLIPS: 4000,
+    IMAGES: 8000,
+    CLIPS: 6000,
     LONG: 200,
     IMAGES_256: 400,
     CLIPS_256: 200,
@@ -78,7 +78,7 @@ class Phase(NamedTuple):
 
 
 PHASES: tuple[Phase, ...] = (
-    Phase(0.12, {IMAGES: 1.0}),
+    Phase(0.1, {IMAGES: 1.0}),
     Phase(0.85, {CLIPS: 0.78, IMAGES: 0.22}),
     Phase(
         1.0,

@@ -44,6 +44,9 @@ anything."""
 EDGE_WEIGHT = 0.5
 SHAPE_SHARES = {"star": 0.4, "triangle": 0.25, "square": 0.2, "circle": 0.15}
 OBJECT_COUNT_SHARES = (0.6, 0.25, 0.15)
+HARD_SHAPE_SHARES = {"star": 0.55, "triangle": 0.2, "square": 0.15, "circle": 0.1}
+SMALL_SHARE, ORBIT_SHARE = 0.6, 0.25
+"""Of the scenes of the decoder's own stage: what the oracle misses are small stars and orbits."""
 
 
 class CropKind(NamedTuple):
@@ -75,13 +78,22 @@ CYCLE: tuple[CropKind, ...] = (
 """Kinds of batches in turn, so that all processes have the same kind at a step."""
 
 
-def sample_training_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene of one to three objects, star-heavy, that is not held out."""
+def sample_training_scene(rng: np.random.Generator, *, hard: bool = False) -> Scene:
+    """Draws a scene of one to three objects, star-heavy, that is not held out.
+
+    Args:
+        rng: Source of randomness.
+        hard: Whether small objects and orbits are frequent.
+    """
     num_objects = 1 + int(rng.choice(3, p=OBJECT_COUNT_SHARES))
-    shape = str(rng.choice(list(SHAPE_SHARES), p=list(SHAPE_SHARES.values())))
+    shares = HARD_SHAPE_SHARES if hard else SHAPE_SHARES
+    shape = str(rng.choice(list(shares), p=list(shares.values())))
+    small = hard and rng.random() < SMALL_SHARE
+    motion = "orbit" if hard and rng.random() < ORBIT_SHARE else None
     while True:
-        scene = sample_scene(rng, num_objects=num_objects, shape=shape)
-        if not is_held_out(scene):
+        scene = sample_scene(rng, num_objects=num_objects, shape=shape, motion=motion)
+        fits = not small or scene.objects[0].size == "small" or scene.objects[0].motion == "shrink"
+        if fits and not is_held_out(scene):
             return scene
         shape = None if num_objects > 1 else shape
 
@@ -123,11 +135,11 @@ def to_pixels(clips: Sequence[np.ndarray]) -> Tensor:
     return rearrange(batch, "b f h w c -> b c f h w").float() / 127.5 - 1.0
 
 
-def draw_crops(kind: CropKind, rng: np.random.Generator) -> Tensor:
+def draw_crops(kind: CropKind, rng: np.random.Generator, *, hard: bool = False) -> Tensor:
     """Renders a batch of one kind: (B, 3, F, crop, crop) in [-1, 1]."""
     clips = []
     while len(clips) < kind.batch:
-        scene = sample_training_scene(rng)
+        scene = sample_training_scene(rng, hard=hard)
         frames = render(scene, kind.size, kind.num_frames)
         for _ in range(2 if kind.crop < kind.size else 1):
             clips.append(cut_around_object(frames, scene, kind.crop, rng))
@@ -168,15 +180,20 @@ def vae_losses(vae: VideoVAE, pixels: Tensor, generator: torch.Generator) -> dic
     return {**losses, "kl": kl, "decorrelation": decorrelation, "loss": loss}
 
 
-def make_objective(vae: VideoVAE, num_steps: int, seed: int, rank: int = 0) -> Objective:
-    """The objective of `Loop`: single frames first, then kinds of batches in turn."""
+def make_objective(
+    vae: VideoVAE, num_steps: int, seed: int, rank: int = 0, *, finishing: bool = False
+) -> Objective:
+    """The objective of `Loop`: single frames first, then kinds of batches in turn.
+
+    When `finishing`, a trained autoencoder gets hard scenes, and no single frames first.
+    """
 
     def objective(step: int) -> Mapping[str, Tensor]:
         generator = step_generator(seed, step, rank)
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        first = step < FIRST_SHARE * num_steps
+        first = step < FIRST_SHARE * num_steps and not finishing
         kind = FIRST_IMAGES if first else CYCLE[step % len(CYCLE)]
-        return vae_losses(vae, draw_crops(kind, rng), generator)
+        return vae_losses(vae, draw_crops(kind, rng, hard=finishing), generator)
 
     return objective
 
@@ -243,7 +260,7 @@ def train(group: Group, args: argparse.Namespace) -> None:
         log_every=48,
     )
     optimizers = make_optimizers(vae, args.lr, weight_decay=0.0, group=group)
-    objective = make_objective(vae, args.steps, args.seed, group.rank)
+    objective = make_objective(vae, args.steps, args.seed, group.rank, finishing=args.decoder_only)
     loop = Loop(vae, objective, optimizers, settings, args.run, group=group)
     loop.run()
     if group.is_main:
@@ -256,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/vae"), help="run directory")
     parser.add_argument("--init", type=Path, help="finished weights to start from")
     parser.add_argument("--decoder-only", action="store_true", help="keep the encoder as it is")
-    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
