@@ -345,3 +345,15 @@ def test_low_precision_weights_skip_the_same_steps(pipeline: Pipeline) -> None:
     result = generate(replace(pipeline, transformer=rounded), request, cache=cache).latents
     assert cache.counts == {"cond": Counts(6, 10)}
     assert (result - exact).norm() < 0.03 * exact.norm()
+
+
+def test_it_works_around_nabla(pipeline: Pipeline) -> None:
+    """At P = 1 NABLA is dense attention, and what is reused is in the order of the input."""
+    settings = replace(SETTINGS, sizes=((64, 64),), tile_thw=(1, 2, 2), sta_window_thw=(1, 1, 1))
+    tiled = replace(pipeline, settings=settings)
+    dense, cache = latents(tiled, MagCache(ratios())), MagCache(ratios())
+    exact = latents(tiled, cache, attention="nabla", nabla_p=1.0)
+    assert cache.counts == {"cond": Counts(6, 10), "uncond": Counts(6, 10)}
+    assert (exact - dense).abs().max() < 1e-5 * dense.abs().max()
+    sparse = latents(tiled, MagCache(ratios()), attention="nabla", nabla_p=0.1)
+    assert (sparse - dense).abs().max() > 1e-3 * dense.abs().max()
