@@ -31,6 +31,7 @@ from ..config import VideoVAEConfig
 from ..distributed import Group, launch
 from ..models import VideoVAE
 from ..variants import NANO_VIDEO_VAE
+from .balance import change_basis, find_basis
 from .loop import Loop, LoopSettings, Objective, step_generator
 from .optim import Schedule, make_optimizers
 from .world import Scene, is_held_out, render, sample_scene
@@ -223,11 +224,20 @@ def export(
     config: VideoVAEConfig | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Writes the averaged weights with `config`, or with the one that `measure_latents` finds."""
-    weights = {name: value.to(dtype) for name, value in loop.ema_state().items()}
+    """Writes the averaged weights.
+
+    With a `config` the latents stay what they are; without one they get their final basis and
+    scale here.
+    """
     vae = VideoVAE(NANO_VIDEO_VAE)
-    vae.load_state_dict(weights)
-    save_checkpoint(path, weights, describe_metadata(config or measure_latents(vae)))
+    vae.load_state_dict(loop.ema_state())
+    if config is None:
+        rng = np.random.default_rng(2)
+        clips = [to_pixels([render(sample_training_scene(rng), 128, 17)]) for _ in range(24)]
+        change_basis(vae, find_basis(vae, clips))
+        config = measure_latents(vae)
+    weights = {name: value.to(dtype) for name, value in vae.state_dict().items()}
+    save_checkpoint(path, weights, describe_metadata(config))
 
 
 def fresh_vae() -> VideoVAE:
