@@ -27,6 +27,7 @@ FORBIDDEN_IN_CORE = {
     "settings": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
     "attention": {"models", "flow", "text", "checkpoint", "generate", "training"},
     "models": {"flow", "text", "checkpoint", "generate", "training"},
+    "caching": {"flow", "text", "checkpoint", "generate", "training"},
     "flow": {"models", "attention", "text", "checkpoint", "generate", "training"},
     "text": {"models", "attention", "flow", "generate", "training"},
     "checkpoint": {"flow", "generate", "training"},
