@@ -5,11 +5,13 @@ from .auto import attend
 from .backends.dense import attend_dense
 from .backends.gathered import attend_gathered
 from .block_map import BlockMap
+from .choice import BACKENDS, load_backend, missing
 from .nabla import MapReport, Nabla, top_p_blocks
 from .reference import attend_reference
 from .tiles import Tiling, sliding_window
 
 __all__ = [
+    "BACKENDS",
     "Attend",
     "BlockMap",
     "MapReport",
@@ -19,6 +21,8 @@ __all__ = [
     "attend_dense",
     "attend_gathered",
     "attend_reference",
+    "load_backend",
+    "missing",
     "sliding_window",
     "top_p_blocks",
 ]

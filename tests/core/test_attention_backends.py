@@ -142,7 +142,7 @@ def test_small_pieces_and_threads_change_nothing(backend, monkeypatch):
         lambda *x: attend_reference(*x, block_map=block_map), (q, k, v), torch.ones_like(q)
     )[1]
     monkeypatch.setitem(gathered.PIECE_BYTES, "cpu", 1)
-    monkeypatch.setattr(dense, "MASK_BYTES", 1)
+    monkeypatch.setattr(dense, "WORK_BYTES", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

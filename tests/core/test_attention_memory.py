@@ -55,13 +55,18 @@ def test_gathered_memory_is_bounded(backward, monkeypatch):
     assert block_map.kept.sum() * 16 * 16 * 4 > 8 * one_input
 
 
-def test_mask_of_dense_is_bounded(monkeypatch):
+@pytest.mark.parametrize("backward", [False, True])
+def test_dense_memory_under_a_map_is_bounded(backward, monkeypatch):
     inputs, block_map = case(2, 64, 16, 16, 0.3)
-    monkeypatch.setattr(dense, "MASK_BYTES", 1 << 19)
-    with LargestTensor() as largest, torch.no_grad():
-        attend_dense(*inputs, block_map=block_map)
-    assert largest.size <= 1 << 19
-    assert 2 * (64 * 16) ** 2 * 4 == 1 << 23  # the whole mask
+    monkeypatch.setattr(dense, "WORK_BYTES", 1 << 18)
+    for x in inputs:
+        x.requires_grad_(backward)
+    with LargestTensor() as largest:
+        out = attend_dense(*inputs, block_map=block_map)
+        if backward:
+            out.sum().backward()
+    assert largest.size <= 1 << 18
+    assert 2 * (64 * 16) ** 2 * 4 == 1 << 23  # a mask of all scores
 
 
 def test_map_takes_what_it_may():
