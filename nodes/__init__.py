@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .acceleration import CacheSteps, CalibrateCache, SparseAttention
 from .decode import Decode
 from .latents import EmptyLatent, ImageToVideo, NormalizeFirstFrames
 from .loaders import LoadModel, LoadTextEncoders, LoadVAE
@@ -22,6 +23,9 @@ NODES: list[type[io.ComfyNode]] = [
     Sampler,
     NormalizeFirstFrames,
     Decode,
+    SparseAttention,
+    CacheSteps,
+    CalibrateCache,
 ]
 
 

@@ -6,8 +6,10 @@ behind it (MODEL, CLIP, VAE) are subclasses of ComfyUI's own, so native nodes ta
 
 from __future__ import annotations
 
-from .files import NANO, Folder, choices, locate
-from .latents import SPACE
+from .attention import AttentionChoice, with_attention
+from .caching import measure_ratios, with_magcache
+from .files import NANO, Folder, choices, locate, ratio_names, ratios_path
+from .latents import SPACE, pixel_size
 from .model import (
     FIRST_FRAME,
     WEIGHT_DTYPES,
@@ -30,6 +32,7 @@ __all__ = [
     "SPACE",
     "TASKS",
     "WEIGHT_DTYPES",
+    "AttentionChoice",
     "Folder",
     "choices",
     "decode_frames",
@@ -40,7 +43,11 @@ __all__ = [
     "load_vae",
     "locate",
     "makes_images_only",
+    "measure_ratios",
     "model_info",
+    "pixel_size",
+    "ratio_names",
+    "ratios_path",
     "sample_latents",
     "sampling_shift",
     "set_conditioning",
@@ -48,4 +55,6 @@ __all__ = [
     "space_name",
     "to_model_space",
     "to_vae_space",
+    "with_attention",
+    "with_magcache",
 ]

@@ -16,6 +16,7 @@ NANO = "nano (bundled)"
 """List entry of the weights that come with the pack."""
 
 
+_PLAIN_NAME = re.compile(r"\w[\w .-]{0,99}(?<![ .])")
 _SHARD_NAME = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -47,6 +48,37 @@ def locate(folder: Folder, name: str, input_id: str) -> Path:
         f"{input_id}: there is no file {name!r} in the {folder} folders "
         f"({', '.join(folder_paths.get_folder_paths(folder))}): {hint}put it there and press R."
     )
+
+
+def ratio_names() -> list[str]:
+    """Files of MagCache ratios, in models/kandinsky5."""
+    return sorted(path.name for path in _ratios_folder().glob("*.json"))
+
+
+def ratios_path(name: str, input_id: str, *, create: bool = False) -> Path:
+    """Path of a file of MagCache ratios.
+
+    Args:
+        name: File name; its .json may be left out.
+        input_id: Which input it comes from, for messages.
+        create: Make the folder, to write there.
+
+    Raises:
+        ValueError: It is not the plain name of a file.
+    """
+    if not _PLAIN_NAME.fullmatch(name):
+        raise ValueError(
+            f"{input_id}: expected a plain file name of letters, digits, spaces and ._- "
+            f"(at most 100), found {name[:120]!r}."
+        )
+    folder = _ratios_folder()
+    if create:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / (name if name.endswith(".json") else f"{name}.json")
+
+
+def _ratios_folder() -> Path:
+    return Path(folder_paths.models_dir) / "kandinsky5"
 
 
 def _folder_of_shards(name: str) -> str | None:

@@ -11,6 +11,7 @@ from ...kandinsky_core.checkpoint import CheckpointInfo, identify
 from ...kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
 from ...kandinsky_core.models import to_model_space, to_vae_space
 from ...kandinsky_core.nano import nano_path
+from ...kandinsky_core.shapes import RELEASED, Size
 from ...kandinsky_core.variants import VAE_OF, VAES
 from .preview_colors import NANO_RGB_BIAS, NANO_RGB_FACTORS
 
@@ -73,3 +74,9 @@ def space_of_transformer(info: CheckpointInfo) -> LatentSpace:
     config = identify(nano_path("vae"), component="vae").config
     assert isinstance(config, VideoVAEConfig)
     return space_of_vae(config)
+
+
+def pixel_size(latents: Tensor) -> Size:
+    """Height and width in pixels of latents (..., h, w)."""
+    _, space_h, space_w = RELEASED.compression_thw
+    return latents.shape[-2] * space_h, latents.shape[-1] * space_w

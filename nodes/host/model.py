@@ -21,13 +21,15 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...kandinsky_core.attention import Attend, Nabla
 from ...kandinsky_core.checkpoint import CheckpointInfo, assign_weights, open_checkpoint
 from ...kandinsky_core.config import DiTConfig
 from ...kandinsky_core.flow import VisualCondition
-from ...kandinsky_core.models import CrossDiT
+from ...kandinsky_core.models import AroundBlocks, CrossDiT
 from ...kandinsky_core.settings import SamplingSettings
-from ...kandinsky_core.shapes import RELEASED
-from .latents import SPACE, LatentSpace, space_of_transformer
+from .attention import chosen_attention
+from .caching import around_blocks
+from .latents import SPACE, LatentSpace, pixel_size, space_of_transformer
 from .sampling import FlowSampling
 
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
@@ -77,7 +79,7 @@ class Network(CrossDiT):
             context: Text tokens (B, L, D_text).
             control: Unused; the family has no control networks.
             transformer_options: The host's patches and wrappers.
-            extra: What `Kandinsky5.extra_conds` returns.
+            extra: What `Kandinsky5.extra_conds` returns, and how to compute.
 
         Returns:
             Velocity of the shape of x.
@@ -100,6 +102,9 @@ class Network(CrossDiT):
         *,
         pooled: Tensor,
         rope_scale: tuple[float, float, float],
+        attend: Attend,
+        nabla: Nabla | None = None,
+        around_blocks: AroundBlocks | None = None,
         text_mask: Tensor | None = None,
         first_frame: Tensor | None = None,
         **_: Any,
@@ -114,6 +119,9 @@ class Network(CrossDiT):
             pooled,
             None if text_mask is None else text_mask.bool(),
             rope_scale=rope_scale,
+            attend=attend,
+            around_blocks=around_blocks,
+            nabla=nabla,
         )
         return velocity[:, :, 0] if is_image else velocity
 
@@ -174,11 +182,12 @@ class Kandinsky5(comfy.model_base.BaseModel):
                 f"latent: this model has {config.latent_channels} channels, the latent has "
                 f"{noise.shape[1]}; make it with Empty Latent (Kandinsky 5)."
             )
-        size = _pixel_size(noise)
+        settings = self.info.settings
+        assert settings is not None, "only transformers make a MODEL"
         conds = {
             "c_crossattn": comfy.conds.CONDRegular(tokens),
             "pooled": comfy.conds.CONDRegular(pooled),
-            "rope_scale": comfy.conds.CONDConstant(self.info.settings.rope_scale_for(*size)),
+            "settings": comfy.conds.CONDConstant(settings.for_size(*pixel_size(noise))),
         }
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.shape == tokens.shape[:2] and not mask.all():
@@ -201,7 +210,7 @@ class Kandinsky5(comfy.model_base.BaseModel):
                 f"({self.info.variant}) needs the {self.space.name} VAE; load that one."
             )
         if noise.ndim != 5 or frame.shape[-2:] != noise.shape[-2:]:
-            wanted, given = ("x".join(map(str, _pixel_size(each))) for each in (noise, frame))
+            wanted, given = ("x".join(map(str, pixel_size(each))) for each in (noise, frame))
             raise ValueError(
                 f"latent: its frames are {wanted} pixels (height x width), the first frame is "
                 f"{given}; use the latent that Image to Video (Kandinsky 5) returns."
@@ -209,17 +218,38 @@ class Kandinsky5(comfy.model_base.BaseModel):
         return self.process_latent_in(frame)
 
     def _apply_model(
-        self, x: Tensor, t: Tensor, *args: Any, first_frame: Tensor | None = None, **kwargs: Any
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        *,
+        settings: SamplingSettings,
+        first_frame: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """Denoise; a first frame is put into x, and into the result, so that any sampler lands
         on it exactly."""
-        if first_frame is None:
-            return super()._apply_model(x, t, *args, **kwargs)
+        options = transformer_options or {}
+        nabla, attend = chosen_attention(options, settings, x, self.info.config)
         condition = VisualCondition(first_frame=first_frame)
         denoised = super()._apply_model(
-            condition.impose(x), t, *args, first_frame=first_frame, **kwargs
+            x if first_frame is None else condition.impose(x),
+            t,
+            c_concat,
+            c_crossattn,
+            control,
+            options,
+            first_frame=first_frame,
+            rope_scale=settings.rope_scale,
+            attend=attend,
+            nabla=nabla,
+            around_blocks=around_blocks(options),
+            **kwargs,
         )
-        return condition.impose(denoised)
+        return denoised if first_frame is None else condition.impose(denoised)
 
     def memory_required(
         self,
@@ -299,7 +329,7 @@ def settings_for(model: ModelPatcher, latent: dict[str, Any] | None) -> Sampling
     assert settings is not None, "only transformers make a MODEL"
     if latent is None:
         return settings
-    return settings.for_size(*_pixel_size(latent["samples"]))
+    return settings.for_size(*pixel_size(latent["samples"]))
 
 
 def space_name(model: ModelPatcher) -> str:
@@ -321,9 +351,3 @@ def to_model_space(model: ModelPatcher, latents: Tensor) -> Tensor:
 def to_vae_space(model: ModelPatcher, latents: Tensor) -> Tensor:
     """Latents as the network sees them -> as a LATENT holds them."""
     return model.model.process_latent_out(latents)
-
-
-def _pixel_size(latents: Tensor) -> tuple[int, int]:
-    """Height and width in pixels of latents (..., h, w)."""
-    _, space_h, space_w = RELEASED.compression_thw
-    return latents.shape[-2] * space_h, latents.shape[-1] * space_w

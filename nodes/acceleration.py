@@ -1,0 +1,422 @@
+"""Less work per step: NABLA's sparse attention, MagCache, and the calibration that it needs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..kandinsky_core.attention import BACKENDS, load_backend
+from ..kandinsky_core.caching import (
+    MagRatios,
+    describe_release,
+    find_ratios,
+    load_ratios,
+    save_ratios,
+)
+from ..kandinsky_core.settings import Attention, Release
+from ..kandinsky_core.shapes import Size
+from . import host
+from .sampling import make_sigmas
+
+CATEGORY = "Kandinsky 5/acceleration"
+FROM_CHECKPOINT = "from checkpoint"
+
+MODES: dict[str, Attention | None] = {"auto from checkpoint": None, "on": "nabla", "off": "dense"}
+"""Choice of the node -> attention; None is what the checkpoint was trained with."""
+TILES: dict[str, tuple[int, int, int] | None] = {
+    FROM_CHECKPOINT: None,
+    "1x8x8": (1, 8, 8),
+    "1x4x4": (1, 4, 4),
+    "1x2x2": (1, 2, 2),
+}
+"""Choice of the node -> tokens per tile (t, h, w)."""
+
+
+def _window_input(axis: str, default: int) -> io.Input:
+    return io.Int.Input(
+        f"window_{axis}",
+        default=default,
+        min=1,
+        max=255,
+        tooltip=f"Tiles of the window along {axis}; an even one counts as one more. For mode on.",
+    )
+
+
+class SparseAttention(io.ComfyNode):
+    """NABLA."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="K5_Nabla",
+            display_name="NABLA (Kandinsky 5)",
+            category=CATEGORY,
+            description=(
+                "Sparse attention for long and large videos: each block of tokens attends to the "
+                "blocks that matter. Checkpoints trained with it use it without this node."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Model (Kandinsky 5)."),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    tooltip=(
+                        "auto: as the checkpoint was trained at this size, with its P, window and "
+                        "tile. on: with the numbers below. off: dense attention."
+                    ),
+                ),
+                io.Float.Input(
+                    "cdf_threshold",
+                    default=0.9,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=(
+                        "P: share of the attention that the kept blocks cover. Lower is sparser "
+                        "and faster, 1 is dense. For mode on."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "window",
+                    default=True,
+                    tooltip=(
+                        "Always keep the blocks around each block, which hides the borders of "
+                        "tiles. For mode on."
+                    ),
+                ),
+                _window_input("t", 11),
+                _window_input("h", 3),
+                _window_input("w", 3),
+                io.Int.Input(
+                    "min_blocks",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Blocks that every block attends to at least; 0 leaves it to P.",
+                ),
+                io.Float.Input(
+                    "dense_above",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=(
+                        "Attention heads that would keep more than this share of blocks attend to "
+                        "everything instead; 1 never does that."
+                    ),
+                ),
+                io.Combo.Input(
+                    "tile",
+                    options=list(TILES),
+                    tooltip=(
+                        "Tokens of a block, time x height x width; a token is 16 x 16 pixels. "
+                        "Checkpoints were trained with 1x8x8. For mode on."
+                    ),
+                ),
+                io.Combo.Input(
+                    "backend",
+                    options=list(BACKENDS),
+                    tooltip=(
+                        "What computes attention, text included. auto chooses by device and "
+                        "density; sage is an approximation."
+                    ),
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with this attention.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        mode: str,
+        cdf_threshold: float,
+        window: bool,
+        window_t: int,
+        window_h: int,
+        window_w: int,
+        min_blocks: int,
+        dense_above: float,
+        tile: str,
+        backend: str,
+    ) -> io.NodeOutput:
+        settings = host.settings_for(model, None)
+        changes: dict[str, Any] = {
+            "min_blocks": min_blocks,
+            "dense_above": None if dense_above == 1 else dense_above,
+        }
+        attention = MODES[mode]
+        if attention == "nabla":
+            changes["cdf_threshold"] = cdf_threshold
+            changes["sta_window_thw"] = (window_t, window_h, window_w) if window else None
+            tile_thw = TILES[tile]
+            if tile_thw is not None:
+                changes["tile_thw"] = tile_thw
+        choice = host.AttentionChoice(attention, changes, load_backend(backend))
+        choice.nabla(settings)  # refuses numbers out of their range here and not while sampling
+        return io.NodeOutput(host.with_attention(model, choice))
+
+
+class CacheSteps(io.ComfyNode):
+    """MagCache."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="K5_MagCache",
+            display_name="MagCache (Kandinsky 5)",
+            category=CATEGORY,
+            description=(
+                "Skips the blocks in steps where their last result is still good, at some loss of "
+                "quality. Works where the sampler calls the model once per step, over the whole "
+                "schedule; other runs are computed in full."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Model (Kandinsky 5)."),
+                io.Float.Input(
+                    "threshold",
+                    default=0.12,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip=(
+                        "Error that may add up before the blocks run again: higher skips more; 0 "
+                        "never skips. The reference uses 0.12."
+                    ),
+                ),
+                io.Int.Input(
+                    "max_skips",
+                    default=2,
+                    min=0,
+                    max=100,
+                    tooltip="Steps that may be skipped in a row. The reference uses 2.",
+                ),
+                io.Float.Input(
+                    "retention",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="First share of the steps that is never skipped, 0.2 in the reference.",
+                ),
+                io.Combo.Input(
+                    "ratios",
+                    options=[FROM_CHECKPOINT, *host.ratio_names()],
+                    tooltip=(
+                        "What tells which steps resemble each other: published with the "
+                        "checkpoint, or a file that Calibrate MagCache wrote."
+                    ),
+                ),
+                io.String.Input(
+                    "ratios_name",
+                    optional=True,
+                    force_input=True,
+                    tooltip="From Calibrate MagCache; takes the place of ratios.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with the cache.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, ratios: str) -> bool:  # noqa: ARG003
+        """Leave unknown files to `execute`, whose message says what to do."""
+        return True
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, ratios: str = FROM_CHECKPOINT, ratios_name: str | None = None, **_: Any
+    ) -> str:
+        """Change when a file is calibrated anew."""
+        name = ratios_name or ratios
+        if name == FROM_CHECKPOINT:
+            return name
+        path = host.ratios_path(name, "ratios")
+        return f"{path} {path.stat().st_mtime_ns if path.is_file() else None}"
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        threshold: float,
+        max_skips: int,
+        retention: float,
+        ratios: str,
+        ratios_name: str | None = None,
+    ) -> io.NodeOutput:
+        name = ratios_name or ratios
+        if name == FROM_CHECKPOINT:
+            _check_published(model)
+
+            def find(size: Size) -> MagRatios:
+                return _published(model, size)
+        else:
+            calibrated = _from_file(model, name, "ratios_name" if ratios_name else "ratios")
+
+            def find(size: Size) -> MagRatios:  # noqa: ARG001  a file is of one size
+                return calibrated
+
+        return io.NodeOutput(
+            host.with_magcache(
+                model, find, threshold=threshold, max_skips=max_skips, retention=retention
+            )
+        )
+
+
+class CalibrateCache(io.ComfyNode):
+    """Ratios of a checkpoint that has none."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="K5_CalibrateMagCache",
+            display_name="Calibrate MagCache (Kandinsky 5)",
+            category=CATEGORY,
+            description=(
+                "Samples once in full and saves what MagCache needs to know of this checkpoint, "
+                "to models/kandinsky5. Once per checkpoint and size class is enough."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint to measure; without other caches."),
+                io.Conditioning.Input("positive", tooltip="Any usual prompt."),
+                io.Conditioning.Input("negative", tooltip="The usual negative prompt."),
+                io.Latent.Input("latent", tooltip="Of the size that will be made."),
+                io.String.Input(
+                    "name",
+                    default="magcache_ratios",
+                    tooltip="File in models/kandinsky5; one of the same name is replaced.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="Of the noise; the ratios hardly depend on it.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip=(
+                        "Sampling steps; 0 uses the checkpoint's number. Runs with other numbers "
+                        "may use the ratios too."
+                    ),
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip=(
+                        "Guidance; 0 uses the checkpoint's. At 1 the negative prompt is not "
+                        "measured, and never skipped later."
+                    ),
+                ),
+                io.Float.Input(
+                    "shift",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Shift of the schedule; 0 uses the checkpoint's or ModelSamplingSD3's.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("file_name", display_name="ratios_name"),
+                io.Latent.Output("latent_out", display_name="latent"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: dict[str, Any],
+        name: str,
+        seed: int,
+        steps: int,
+        cfg: float,
+        shift: float,
+    ) -> io.NodeOutput:
+        info, settings = host.model_info(model), host.settings_for(model, latent)
+        path = host.ratios_path(name, "name", create=True)
+        sigmas = make_sigmas(model, steps, shift, 1.0, latent)
+        cfg = cfg or settings.guidance_scale
+        release = describe_release(_release(model))
+        ratios, sampled = host.measure_ratios(
+            model,
+            latent,
+            sigmas,
+            source=release,
+            positive=positive,
+            negative=negative,
+            cfg=cfg,
+            seed=seed,
+        )
+        height, width = host.pixel_size(latent["samples"])
+        measured_on = {
+            "release": release,
+            "model": info.path.name,
+            "size": [height, width],
+            "latent": list(latent["samples"].shape),
+            "steps": len(sigmas) - 1,
+            "cfg": cfg,
+            "sigmas": [round(float(sigma), 6) for sigma in sigmas],
+            "seed": seed,
+        }
+        save_ratios(path, ratios, measured_on)
+        return io.NodeOutput(path.name, sampled)
+
+
+def _release(model: Any) -> Release:
+    release = host.model_info(model).release
+    assert release is not None, "only transformers make a MODEL"
+    return release
+
+
+def _published(model: Any, size: Size) -> MagRatios:
+    """The ratios published for a checkpoint at a size."""
+    release, settings = _release(model), host.settings_for(model, None)
+    try:
+        return find_ratios(release, settings.for_size(*size))
+    except ValueError as error:
+        raise ValueError(
+            f"ratios: none were published for {describe_release(release)} at "
+            f"{size[0]}x{size[1]}; measure them once with Calibrate MagCache (Kandinsky 5) and "
+            "choose its file here."
+        ) from error
+
+
+def _check_published(model: Any) -> None:
+    """Refuse a checkpoint without ratios at once and not when sampling starts."""
+    sizes = host.settings_for(model, None).all_sizes
+    for size in sizes[1:]:
+        try:
+            _published(model, size)
+        except ValueError:
+            continue
+        return
+    _published(model, sizes[0])
+
+
+def _from_file(model: Any, name: str, input_id: str) -> MagRatios:
+    path = host.ratios_path(name, input_id)
+    if not path.is_file():
+        known = ", ".join(host.ratio_names()) or "none yet"
+        raise ValueError(
+            f"{input_id}: there is no file {path.name!r} in models/kandinsky5 (it holds {known}); "
+            "make one with Calibrate MagCache (Kandinsky 5)."
+        )
+    ratios, measured_on = load_ratios(path)
+    release = describe_release(_release(model))
+    if measured_on.get("release") != release:
+        logging.warning(
+            "MagCache: %s was measured on %s, not on %s", name, measured_on.get("release"), release
+        )
+    return ratios
