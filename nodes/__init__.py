@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .acceleration import CacheSteps, CalibrateCache, SparseAttention
 from .decode import Decode
 from .latents import EmptyLatent, ImageToVideo, NormalizeFirstFrames
 from .loaders import LoadModel, LoadTextEncoders, LoadVAE
+from .magcache import CacheSteps, CalibrateCache
+from .nabla import SparseAttention
+from .nabla_inspector import NablaInspector
 from .sampling import Sampler, Schedule, Settings
 from .text import TextEncode
 
@@ -26,6 +28,7 @@ NODES: list[type[io.ComfyNode]] = [
     SparseAttention,
     CacheSteps,
     CalibrateCache,
+    NablaInspector,
 ]
 
 

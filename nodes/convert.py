@@ -5,6 +5,7 @@ Letters: B batch, C channels, F frames, H W pixels.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -41,3 +42,8 @@ def pixels_to_image(pixels: Tensor) -> Tensor:
     """Pixels (B, 3, F, H, W) in [-1, 1] -> IMAGE (B F, H, W, 3) in 0..1, fp32 on the CPU."""
     image = rearrange(pixels, "b c f h w -> (b f) h w c")
     return (image.to("cpu", torch.float32) + 1).div_(2).clamp_(0, 1)
+
+
+def frames_to_image(*frames: np.ndarray) -> Tensor:
+    """Pictures uint8 (H, W, 3) of one size -> IMAGE (B, H, W, 3) in 0..1."""
+    return torch.from_numpy(np.stack(frames)).to(torch.float32) / 255

@@ -6,7 +6,7 @@ behind it (MODEL, CLIP, VAE) are subclasses of ComfyUI's own, so native nodes ta
 
 from __future__ import annotations
 
-from .attention import AttentionChoice, with_attention
+from .attention import AttentionChoice, with_attention, with_watch
 from .caching import measure_ratios, with_magcache
 from .files import NANO, Folder, choices, locate, ratio_names, ratios_path
 from .latents import SPACE, pixel_size
@@ -57,4 +57,5 @@ __all__ = [
     "to_vae_space",
     "with_attention",
     "with_magcache",
+    "with_watch",
 ]

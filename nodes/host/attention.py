@@ -5,14 +5,15 @@ The choice lives in the MODEL's transformer_options, so that branches of a workf
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...kandinsky_core.attention import Attend, Nabla, attend
+from ...kandinsky_core.attention import Attend, MapReport, Nabla, attend
 from ...kandinsky_core.config import DiTConfig
 from ...kandinsky_core.pipeline import nabla_for
 from ...kandinsky_core.settings import Attention, SamplingSettings
@@ -20,6 +21,11 @@ from ...kandinsky_core.shapes import RELEASED, VideoShape
 
 CHOICE = "k5_attention"
 """Key of transformer_options: an `AttentionChoice`."""
+WATCH = "k5_watch_maps"
+"""Key of transformer_options: a `WatchMaps`."""
+
+WatchMaps = Callable[[Mapping[str, Any], MapReport], None]
+"""Called with the transformer_options of a call and every map that NABLA makes in it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,13 @@ def with_attention(model: ModelPatcher, choice: AttentionChoice) -> ModelPatcher
     return patched
 
 
+def with_watch(model: ModelPatcher, watch: WatchMaps) -> ModelPatcher:
+    """Copy a MODEL so that `watch` sees what NABLA decides."""
+    patched = model.clone()
+    patched.model_options.setdefault("transformer_options", {})[WATCH] = watch
+    return patched
+
+
 def chosen_attention(
     options: Mapping[str, Any], settings: SamplingSettings, latents: Tensor, config: DiTConfig
 ) -> tuple[Nabla | None, Attend]:
@@ -73,6 +86,9 @@ def chosen_attention(
     nabla = choice.nabla(settings)
     if nabla is not None:
         _check_size(latents, nabla, config)
+        watch: WatchMaps | None = options.get(WATCH)
+        if watch is not None:
+            nabla = replace(nabla, observe=partial(watch, options))
     return nabla, choice.attend
 
 

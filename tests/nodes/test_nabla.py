@@ -176,3 +176,47 @@ def test_another_packs_model_is_refused(patch):
 
     with pytest.raises(ValueError, match=r"Load Model \(Kandinsky 5\)"):
         patch(Other())
+
+
+def test_inspector_draws_what_was_kept(run, tiny, prompts, patch, latent, sample):
+    given = {"positive": prompts[0], "negative": prompts[1], "latent": latent, "seed": 7}
+    given |= {"layer": 0, "head": 0, "step": 1, "steps": 3}
+    everything = patch(tiny, cdf_threshold=1.0)
+    density, block_map, _ = run("K5_NablaInspector", model=everything, **given)
+    cell = density[0, 100, 100]  # in the middle of the table
+    assert (density[0, 60:100, 60:500] == cell).all()
+    white = (block_map == 1).all(-1).sum()
+    assert white > 0.9 * 512 * 512 * (1 - 1 / 64)
+
+    # a window of one tile and P 0: a block attends to itself and to its best
+    sparse = patch(tiny, cdf_threshold=0.0)
+    density, block_map, made = run("K5_NablaInspector", model=sparse, **given)
+    assert (density[0, 100, 100] != cell).any()
+    kept = block_map[0, 40:552, 40:552].unflatten(0, (8, 64)).unflatten(2, (8, 64))[:, 32, :, 32, 0]
+    assert (kept.diagonal() == 1).all()
+    assert (((kept == 1).sum(1) >= 1) & ((kept == 1).sum(1) <= 2)).all()
+    again = sample(sparse, steps=3, cfg=tiny.model.info.settings.guidance_scale)
+    assert torch.equal(made["samples"], again)
+
+
+@pytest.mark.parametrize("wrong", [{"layer": 1}, {"head": 9}, {"step": 3}])
+def test_inspector_names_what_there_is(run, tiny, prompts, patch, latent, wrong):
+    given = {"positive": prompts[0], "negative": prompts[1], "latent": latent, "seed": 7}
+    given |= {"layer": 0, "head": 0, "step": 1, "steps": 3}
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(wrong))}.*(has 3 steps|1 layers and 1 heads)"
+    ):
+        run("K5_NablaInspector", model=patch(tiny), **(given | wrong))
+    with pytest.raises(ValueError, match="attends densely"):
+        run("K5_NablaInspector", model=patch(tiny, mode=OFF), **given)
+
+
+def test_guidance_in_one_call_equals_two_calls(run, clip, tiny, patch, sample, monkeypatch):
+    texts = ("a red circle moves right", "a blue square moves left")
+    prompts = [run("K5_TextEncode", clip=clip, text=text, task="t2v")[0] for text in texts]
+    given = {"positive": prompts[0], "negative": prompts[1]}
+    sparse = patch(tiny)
+    together = sample(sparse, **given)
+    monkeypatch.setattr(tiny.model, "memory_required", lambda *_args, **_named: 1e30)
+    assert (sample(sparse, **given) - together).abs().max() < TOLERANCE
+    assert (together - by_core(tiny, prompts, SPARSE)).abs().max() < 1e-4
