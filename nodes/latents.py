@@ -126,6 +126,7 @@ class EmptyLatent(io.ComfyNode):
         latent = empty_latent(width, height, length, batch_size, info.config.latent_channels)
         if only_images:
             latent["samples"] = latent["samples"][:, :, 0]  # as native image nodes have it
+        host.check_size(model, latent)
         return io.NodeOutput({**latent, host.SPACE: host.space_name(model)})
 
 

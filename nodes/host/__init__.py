@@ -13,6 +13,7 @@ from .latents import SPACE, pixel_size
 from .model import (
     FIRST_FRAME,
     WEIGHT_DTYPES,
+    check_size,
     load_model,
     makes_images_only,
     model_info,
@@ -34,6 +35,7 @@ __all__ = [
     "WEIGHT_DTYPES",
     "AttentionChoice",
     "Folder",
+    "check_size",
     "choices",
     "decode_frames",
     "encode_images",

@@ -332,6 +332,17 @@ def settings_for(model: ModelPatcher, latent: dict[str, Any] | None) -> Sampling
     return settings.for_size(*pixel_size(latent["samples"]))
 
 
+def check_size(model: ModelPatcher, latent: dict[str, Any]) -> None:
+    """Refuse a LATENT that the MODEL's attention cannot take, before anything runs.
+
+    Raises:
+        ValueError: Its size does not divide into NABLA's tiles.
+    """
+    options = model.model_options.get("transformer_options", {})
+    config = model_info(model).config
+    chosen_attention(options, settings_for(model, latent), latent["samples"], config)
+
+
 def space_name(model: ModelPatcher) -> str:
     """Name of the latent space of a MODEL, which its VAE shares."""
     model_info(model)

@@ -139,9 +139,13 @@ def test_tile_is_a_choice(tiny, prompts, patch, sample):
     assert (out - expected).abs().max() < 1e-4
 
 
-def test_size_that_does_not_divide_into_tiles_is_named_in_pixels(tiny, patch, sample):
+def test_size_that_does_not_divide_into_tiles_is_named_in_pixels(run, tiny, patch, sample):
     latent = {"samples": torch.zeros(1, 16, 2, 8, 12)}
     sparse = patch(tiny, tile="1x4x4")
+    size = {"width": 96, "height": 64, "length": 5, "batch_size": 1}
+    with pytest.raises(ValueError, match=r"64x96.*64 and 128.*mode off"):
+        run("K5_EmptyLatent", **size, model=sparse)
+    assert run("K5_EmptyLatent", **size, model=tiny)[0]["samples"].shape == (1, 16, 2, 8, 12)
     with pytest.raises(ValueError, match=r"64x96.*64 and 128.*mode off"):
         sample(sparse, latent=latent)
     assert sample(patch(sparse, mode=OFF), latent=latent).isfinite().all()
