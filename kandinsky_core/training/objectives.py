@@ -15,7 +15,7 @@ from ..flow import interpolate, shift_times, velocity_target
 from ..models import CrossDiT
 from ..text import TextConditioning
 
-TIME_MEAN, TIME_STD = 0.2, 1.2
+TIME_MEAN, TIME_STD = 0.6, 1.2
 """Of the logit of the times before the shift."""
 
 
