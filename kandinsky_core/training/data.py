@@ -30,7 +30,9 @@ from ..models import VideoVAE
 from ..models.latent_space import to_model_space
 from ..settings import DEFAULT_RELEASES, RELEASES
 from ..video import to_pixels
+from .layout import scene_labels, scene_layout
 from .objectives import LatentBatch
+from .precision import compute_dtype
 from .world import LANGUAGES, Scene, caption, is_held_out, render, sample_scene
 
 logger = logging.getLogger(__name__)
@@ -109,12 +111,21 @@ def encode_shard(
     scenes = [sample_training_scene(rng) for _ in range(count)]
     captions = [describe(scene, rng, image=bucket.is_image) for scene in scenes]
     latents, first_frames = [], []
+    dtype = compute_dtype()  # bf16 moves a latent by 1 % of its deviation
     for scene in scenes:
         pixels = to_pixels(render(scene, bucket.size, bucket.num_frames))  # (1, 3, F, H, W)
-        latents.append(vae.encode(pixels))
-        if not bucket.is_image:
-            first_frames.append(vae.encode(pixels[:, :, :1]))
-    tensors = {"latents": torch.cat(latents).half()}
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            latents.append(vae.encode(pixels))
+            if not bucket.is_image:
+                first_frames.append(vae.encode(pixels[:, :, :1]))
+    length = latents[0].shape[2]
+    layouts = [scene_layout(scene, bucket.num_frames, length) for scene in scenes]
+    labels = [scene_labels(scene, image=bucket.is_image) for scene in scenes]
+    tensors = {
+        "latents": torch.cat(latents).half(),
+        "layouts": torch.stack(layouts).half(),
+        "labels": torch.stack(labels).half(),
+    }
     if first_frames:
         tensors["first_frames"] = torch.cat(first_frames).half()
     with atomic_write(path) as part:
@@ -152,6 +163,10 @@ class LatentCache:
     """(N, C, 1, H, W) fp16, VAE space."""
     captions: list[list[str]] = field(repr=False)
     """Of each clip, several."""
+    layouts: Tensor = field(repr=False)
+    """(N, T, O, E) fp16."""
+    labels: Tensor = field(repr=False)
+    """(N, len(LABELS)) fp16."""
 
     @classmethod
     def load(cls, folder: Path, bucket: Bucket, vae_config: VideoVAEConfig) -> LatentCache:
@@ -160,18 +175,26 @@ class LatentCache:
         Raises:
             ValueError: if there are none.
         """
-        latents, first_frames, captions = [], [], []
+        names = ("latents", "layouts", "labels") + (() if bucket.is_image else ("first_frames",))
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        captions = []
         for path in _shard_paths(folder, bucket):
             with safe_open(path, framework="pt") as file:
-                latents.append(file.get_tensor("latents"))
-                if not bucket.is_image:
-                    first_frames.append(file.get_tensor("first_frames"))
+                for name in names:
+                    parts[name].append(file.get_tensor(name))
                 captions += json.loads(file.metadata()["captions"])
-        if not latents:
+        if not captions:
             raise ValueError(f"{folder} holds no latents of {bucket.name}; encode them first")
-        joined = torch.cat(latents)
-        starts = torch.cat(first_frames) if first_frames else joined
-        return cls(bucket, vae_config, joined, starts, captions)
+        joined = {name: torch.cat(tensors) for name, tensors in parts.items()}
+        return cls(
+            bucket,
+            vae_config,
+            joined["latents"],
+            joined.get("first_frames", joined["latents"]),
+            captions,
+            joined["layouts"],
+            joined["labels"],
+        )
 
     def draw(self, count: int, generator: torch.Generator) -> LatentBatch:
         """Draws a batch: clips, a caption of each or the null prompt, and image-to-video rows."""
@@ -189,6 +212,8 @@ class LatentCache:
             to_model_space(self.first_frames[rows].float(), self.vae_config),
             chosen[2] < share,
             prompts,
+            self.layouts[rows].float(),
+            self.labels[rows].float(),
             self.bucket.rope_scale,
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..flow import interpolate, shift_times, velocity_target
 from ..models import CrossDiT
 from ..text import TextConditioning
+from .attention import attend_products
 
 TIME_MEAN, TIME_STD = 0.6, 1.2
 """Of the logit of the times before the shift."""
@@ -31,6 +32,10 @@ class LatentBatch:
     """(B,) bool: rows of image to video, which see their first frame."""
     prompts: list[str]
     """B captions; an empty one is the null prompt."""
+    layout: Tensor
+    """(B, T, O, E): see `layout.scene_layout`."""
+    labels: Tensor
+    """(B, len(LABELS)): see `layout.scene_labels`."""
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Divisor of the rotary angles (t, h, w) at this size."""
 
@@ -75,7 +80,12 @@ def network_input(x_t: Tensor, first_frames: Tensor, given_first: Tensor) -> Ten
 
 
 def flow_loss(
-    transformer: CrossDiT, text: TextConditioning, batch: LatentBatch, generator: torch.Generator
+    transformer: CrossDiT,
+    text: TextConditioning,
+    batch: LatentBatch,
+    generator: torch.Generator,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Mean squared error of the velocity, over the frames that the model has to make.
 
@@ -84,6 +94,7 @@ def flow_loss(
         text: Encoded prompts of the batch, with gradients where the encoder is trained too.
         batch: Clips.
         generator: Source of noise and times.
+        dtype: In which the large matrices compute.
 
     Returns:
         Scalar.
@@ -93,14 +104,15 @@ def flow_loss(
     t = sample_times(latents.shape[0], generator).to(latents)
     x_t = interpolate(latents, noise, t)
     velocity = transformer(
-        network_input(x_t, batch.first_frames, batch.given_first),
+        network_input(x_t, batch.first_frames, batch.given_first).to(dtype),
         t,
         text.tokens,
         text.pooled,
         text.mask,
         rope_scale=batch.rope_scale,
+        attend=attend_products,
     )
-    error = (velocity - velocity_target(latents, noise)).square()
+    error = (velocity.float() - velocity_target(latents, noise)).square()
     weights = torch.ones_like(error[:, :1, :, :1, :1])  # (B, 1, T, 1, 1)
     weights[:, :, :1] = (~batch.given_first).reshape(-1, 1, 1, 1, 1).to(weights)
     per_frame = error.mean(dim=(1, 3, 4), keepdim=True)

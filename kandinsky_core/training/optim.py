@@ -1,9 +1,9 @@
 """Optimizers of the nano family and the learning-rate schedule.
 
 Muon (Keller Jordan, 2024) moves a weight matrix along the orthogonalised momentum of its
-gradient; everything that is not a hidden matrix goes to AdamW. torch.optim.Muon iterates in
-bf16, which CPUs without bf16 units emulate; here it runs in fp32, matrices of one shape in one
-batch, the batch divided among the processes of the group.
+gradient; everything that is not a hidden matrix goes to AdamW. Unlike torch.optim.Muon it takes
+matrices of one shape in one batch, the batch divided among the processes of the group, and
+iterates in bf16 only where it is told that the processor has units for it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration: steepest at zero, singular values end in 0.7 .. 1.2."""
 
 
-def orthogonalize(matrices: Tensor, *, num_steps: int = 5) -> Tensor:
-    """Moves every singular value of matrices (N, R, C) near 1 by Newton-Schulz iteration, fp32."""
+def orthogonalize(
+    matrices: Tensor, *, num_steps: int = 5, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Moves every singular value of matrices (N, R, C) near 1 by Newton-Schulz iteration.
+
+    The iteration runs in `dtype`, which is also the result's.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if tall else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(dtype)
     for _ in range(num_steps):
         gram = x @ x.transpose(1, 2)  # (N, R, R)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -43,6 +48,7 @@ class Muon(Optimizer):
         momentum: Of the gradient average.
         weight_decay: Decoupled.
         group: Processes that share the work; their gradients must be equal already.
+        dtype: Of the iteration.
     """
 
     def __init__(
@@ -53,9 +59,11 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         group: Group = SINGLE,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.group = group
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -84,7 +92,7 @@ class Muon(Optimizer):
             by_shape[update.shape].append(update)
         for same in by_shape.values():
             mine = same[self.group.rank :: self.group.size]
-            results = orthogonalize(torch.stack(mine)) if mine else ()
+            results = orthogonalize(torch.stack(mine), dtype=self.dtype) if mine else ()
             for update in same:
                 update.zero_()
             for update, result in zip(mine, results, strict=True):
@@ -99,10 +107,11 @@ def make_optimizers(
     outer_lr: float | None = None,
     weight_decay: float = 0.01,
     group: Group = SINGLE,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Optimizer]:
     """Gives hidden matrices to Muon and the rest to AdamW.
 
-    Hidden means: neither embedding, nor modulation, nor first or last layer; those see sparse or
+    Hidden means: neither embedding, nor modulation, nor reader, nor first or last layer; those see sparse or
     rank-poor gradients, for which equal singular values are wrong.
 
     Args:
@@ -111,11 +120,12 @@ def make_optimizers(
         outer_lr: Of AdamW; None means `lr`, for updates of about the same size.
         weight_decay: Of the matrices.
         group: Processes that train together.
+        dtype: In which Muon iterates.
 
     Returns:
         Muon and AdamW, without those that have nothing to train.
     """
-    outer = ("embeddings", "modulation", "conv_in", "conv_out", "quant_conv")
+    outer = ("embeddings", "modulation", "conv_in", "conv_out", "quant_conv", "reader")
     hidden, other = [], []
     trained = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
     for name, param in trained:
@@ -124,7 +134,7 @@ def make_optimizers(
         (hidden if is_hidden else other).append(param)
     optimizers: list[Optimizer] = []
     if hidden:
-        optimizers.append(Muon(hidden, lr, weight_decay=weight_decay, group=group))
+        optimizers.append(Muon(hidden, lr, weight_decay=weight_decay, group=group, dtype=dtype))
     if other:
         rate = outer_lr or lr
         optimizers.append(AdamW(other, rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True))

@@ -34,10 +34,18 @@ from ..text import (
 )
 from ..text.nano import NUM_SPECIAL_IDS
 from ..variants import VARIANTS
+from .alignment import (
+    LABEL_WEIGHT,
+    LAYOUT_WEIGHT,
+    Readers,
+    middle_tokens,
+    start_as_neighbourhoods,
+)
 from .data import Bucket, LatentCache, encode_bucket, load_caches
 from .loop import Loop, LoopSettings, Objective, step_generator
 from .objectives import flow_loss
 from .optim import Schedule, make_optimizers
+from .precision import compute_dtype
 from .world import vocabulary
 
 IMAGES = Bucket(128, 1)
@@ -48,9 +56,9 @@ CLIPS_256 = Bucket(256, 17)
 LONG_256 = Bucket(256, 25)
 
 CACHE: dict[Bucket, int] = {
-    IMAGES: 8000,
-    CLIPS: 6000,
-    LONG: 200,
+    IMAGES: 12000,
+    CLIPS: 10000,
+    LONG: 300,
     IMAGES_256: 400,
     CLIPS_256: 200,
     LONG_256: 100,
@@ -100,7 +108,9 @@ class NanoModel(nn.Module):
         """Random weights, from torch's seed."""
         words = vocabulary()
         config = NanoTextConfig(vocab_size=NUM_SPECIAL_IDS + len(words))
-        return cls(CrossDiT(VARIANTS["nano"]), NanoTextEncoder(config, words))
+        transformer = CrossDiT(VARIANTS["nano"])
+        start_as_neighbourhoods(transformer)
+        return cls(transformer, NanoTextEncoder(config, words))
 
     @classmethod
     def load(cls, folder: Path) -> NanoModel:
@@ -135,6 +145,7 @@ def choose_bucket(phases: Sequence[Phase], progress: float, generator: torch.Gen
 
 def make_objective(
     model: NanoModel,
+    readers: Readers,
     caches: Mapping[Bucket, LatentCache],
     num_steps: int,
     seed: int,
@@ -142,6 +153,7 @@ def make_objective(
     *,
     batch: Mapping[Bucket, int] = BATCH,
     phases: Sequence[Phase] = PHASES,
+    dtype: torch.dtype = torch.float32,
 ) -> Objective:
     """The objective of `Loop`: a size for all processes, then each process's own rows."""
 
@@ -150,8 +162,20 @@ def make_objective(
         bucket = choose_bucket(phases, step / num_steps, step_generator(seed + 1, step))
         generator = step_generator(seed, step, rank)
         drawn = caches[bucket].draw(batch[bucket], generator)
-        loss = flow_loss(model.transformer, model.encode_text(drawn.prompts), drawn, generator)
-        return {"loss": loss, f"loss_{bucket.name}": loss.detach()}
+        text = model.encode_text(drawn.prompts)
+        with middle_tokens(model.transformer) as seen:
+            flow = flow_loss(model.transformer, text, drawn, generator, dtype=dtype)
+        patch = model.transformer.config.patch_thw
+        grid_hw = (drawn.latents.shape[3] // patch[1], drawn.latents.shape[4] // patch[2])
+        layout = readers.layout_loss(seen[0].float(), drawn.layout, grid_hw)
+        spoken = torch.tensor([prompt != "" for prompt in drawn.prompts])
+        labels = readers.label_loss(text.pooled, drawn.labels, spoken)
+        return {
+            "loss": flow + LAYOUT_WEIGHT * layout + LABEL_WEIGHT * labels,
+            f"flow_{bucket.name}": flow.detach(),
+            f"layout_{bucket.name}": layout.detach(),
+            "labels": labels.detach(),
+        }
 
     return objective
 
@@ -159,7 +183,7 @@ def make_objective(
 def export(loop: Loop, folder: Path) -> None:
     """Writes the averaged weights as a model that `load_pipeline` and `--init` take."""
     model = NanoModel.fresh()
-    model.load_state_dict(loop.ema_state())
+    model.load_state_dict(loop.ema_state("nano."))
     model.save(folder)
 
 
@@ -177,16 +201,24 @@ def train(group: Group, args: argparse.Namespace) -> None:
 
     torch.manual_seed(args.seed)
     model = NanoModel.load(args.init) if args.init else NanoModel.fresh()
+    config = model.transformer.config
+    trained = nn.ModuleDict(
+        {"nano": model, "readers": Readers(config.model_dim, config.pooled_dim)}
+    )
     settings = LoopSettings(
         Schedule(args.steps, warmup=60, decay=int(args.steps * 0.6)),
         ema_decay=0.998,
         save_every=200,
         log_every=25,
     )
+    dtype = compute_dtype()
+    objective = make_objective(
+        model, trained["readers"], caches, args.steps, args.seed, group.rank, dtype=dtype
+    )
     Loop(
-        model,
-        make_objective(model, caches, args.steps, args.seed, group.rank),
-        make_optimizers(model, args.lr, outer_lr=args.lr / 2, group=group),
+        trained,
+        objective,
+        make_optimizers(trained, args.lr, outer_lr=args.lr / 2, group=group, dtype=dtype),
         settings,
         args.run,
         group=group,

@@ -34,6 +34,7 @@ from ..variants import NANO_VIDEO_VAE
 from .balance import change_basis, find_basis
 from .loop import Loop, LoopSettings, Objective, step_generator
 from .optim import Schedule, make_optimizers
+from .precision import compute_dtype
 from .world import Scene, is_held_out, render, sample_scene
 from .world.scene import frame_times, poses, views
 
@@ -56,21 +57,23 @@ class CropKind(NamedTuple):
     size: int
     """Side of the rendered frames, pixels."""
     num_frames: int
-    """Frames of the rendered clip, all of which are used."""
+    """Frames of the rendered clip: how fast things move."""
+    length: int
+    """Frames that are cut out of it."""
     crop: int
     """Side of the square that is cut out, pixels."""
     batch: int
     """Crops per process."""
 
 
-FIRST_IMAGES = CropKind(128, 1, 64, 32)
+FIRST_IMAGES = CropKind(128, 1, 1, 64, 32)
 FIRST_SHARE = 0.12
 """Share of the steps that see nothing but `FIRST_IMAGES`."""
-CROPS = CropKind(128, 9, 64, 4)
-CROPS_256 = CropKind(256, 9, 64, 4)
-IMAGES = CropKind(128, 1, 128, 4)
-CLIPS = CropKind(128, 9, 128, 1)
-LONG = CropKind(128, 17, 128, 1)
+CROPS = CropKind(128, 17, 9, 64, 4)
+CROPS_256 = CropKind(256, 17, 9, 64, 4)
+IMAGES = CropKind(128, 1, 1, 128, 8)
+CLIPS = CropKind(128, 17, 9, 128, 1)
+LONG = CropKind(128, 17, 17, 128, 1)
 
 CYCLE: tuple[CropKind, ...] = (
     CROPS, CROPS, IMAGES, CROPS, CROPS_256, CROPS, CLIPS, CROPS,
@@ -84,7 +87,7 @@ def sample_training_scene(rng: np.random.Generator, *, hard: bool = False) -> Sc
 
     Args:
         rng: Source of randomness.
-        hard: Whether small objects and orbits are frequent.
+        hard: Whether small stars and orbits are frequent, which the oracle misses first.
     """
     num_objects = 1 + int(rng.choice(3, p=OBJECT_COUNT_SHARES))
     shares = HARD_SHAPE_SHARES if hard else SHAPE_SHARES
@@ -100,26 +103,29 @@ def sample_training_scene(rng: np.random.Generator, *, hard: bool = False) -> Sc
 
 
 def cut_around_object(
-    frames: np.ndarray, scene: Scene, crop: int, rng: np.random.Generator
+    frames: np.ndarray, scene: Scene, length: int, crop: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Cuts the same square out of all frames, near a random object at a random time.
+    """Cuts the same square out of successive frames, near a random object at a random time.
 
     Args:
-        frames: uint8 (F, size, size, 3).
-        scene: What they show.
+        frames: uint8 (F, size, size, 3), a whole clip.
+        scene: What it shows.
+        length: How many of the frames.
         crop: Side of the square, pixels.
-        rng: Chooses object, time and offset.
+        rng: Chooses frames, object, time and offset.
 
     Returns:
-        uint8 (F, crop, crop, 3).
+        uint8 (length, crop, crop, 3).
     """
     num_frames, size = frames.shape[:2]
+    first = int(rng.integers(num_frames - length + 1))
+    cut = frames[first : first + length]
     if crop == size:
-        return frames
+        return cut
     spec = scene.objects[int(rng.integers(len(scene.objects)))]
     times = frame_times(num_frames)
     pose, view = poses(spec, times), views(scene.camera, times)
-    at = int(rng.integers(num_frames))
+    at = first + int(rng.integers(length))
     reach = spec.radius * pose.scale[at]  # large objects: look at their edges too
     offset = rng.uniform(-reach, reach, 2)
     x = (pose.x[at] + offset[0] - view.x[at]) * view.zoom[at]
@@ -127,7 +133,7 @@ def cut_around_object(
     left, top = (
         int(np.clip(round((centre + 1) * size / 2 - crop / 2), 0, size - crop)) for centre in (x, y)
     )
-    return frames[:, top : top + crop, left : left + crop]
+    return cut[:, top : top + crop, left : left + crop]
 
 
 def to_pixels(clips: Sequence[np.ndarray]) -> Tensor:
@@ -143,7 +149,7 @@ def draw_crops(kind: CropKind, rng: np.random.Generator, *, hard: bool = False) 
         scene = sample_training_scene(rng, hard=hard)
         frames = render(scene, kind.size, kind.num_frames)
         for _ in range(2 if kind.crop < kind.size else 1):
-            clips.append(cut_around_object(frames, scene, kind.crop, rng))
+            clips.append(cut_around_object(frames, scene, kind.length, kind.crop, rng))
     # backward of 3-D convolutions is up to three times faster in this layout
     return to_pixels(clips[: kind.batch]).contiguous(memory_format=torch.channels_last_3d)
 
@@ -170,11 +176,22 @@ def decorrelation_loss(mean: Tensor) -> Tensor:
     return (torch.cov(positions.T) - identity).square().sum() / mean.shape[1]
 
 
-def vae_losses(vae: VideoVAE, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Losses of a batch of pixels (B, 3, F, H, W) through a sample of the posterior."""
-    mean, logvar = vae.moments(pixels)
-    noise = torch.randn(mean.shape, generator=generator)
-    losses = reconstruction_loss(vae.decode(mean + (0.5 * logvar).exp() * noise), pixels)
+def vae_losses(
+    vae: VideoVAE,
+    pixels: Tensor,
+    generator: torch.Generator,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Losses of a batch of pixels (B, 3, F, H, W) through a sample of the posterior.
+
+    The convolutions compute in `dtype`, the losses in fp32.
+    """
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        mean, logvar = (each.float() for each in vae.moments(pixels))
+        noise = torch.randn(mean.shape, generator=generator)
+        reconstruction = vae.decode(mean + (0.5 * logvar).exp() * noise).float()
+    losses = reconstruction_loss(reconstruction, pixels)
     kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
     decorrelation = decorrelation_loss(mean)
     loss = losses["loss"] + KL_WEIGHT * kl + COVARIANCE_WEIGHT * decorrelation
@@ -182,11 +199,18 @@ def vae_losses(vae: VideoVAE, pixels: Tensor, generator: torch.Generator) -> dic
 
 
 def make_objective(
-    vae: VideoVAE, num_steps: int, seed: int, rank: int = 0, *, finishing: bool = False
+    vae: VideoVAE,
+    num_steps: int,
+    seed: int,
+    rank: int = 0,
+    *,
+    finishing: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Objective:
     """The objective of `Loop`: single frames first, then kinds of batches in turn.
 
-    When `finishing`, a trained autoencoder gets hard scenes, and no single frames first.
+    Every other batch holds hard scenes. When `finishing`, a trained autoencoder gets nothing
+    else, and no single frames first.
     """
 
     def objective(step: int) -> Mapping[str, Tensor]:
@@ -194,7 +218,8 @@ def make_objective(
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         first = step < FIRST_SHARE * num_steps and not finishing
         kind = FIRST_IMAGES if first else CYCLE[step % len(CYCLE)]
-        return vae_losses(vae, draw_crops(kind, rng, hard=finishing), generator)
+        hard = finishing or step // len(CYCLE) % 2 == 1
+        return vae_losses(vae, draw_crops(kind, rng, hard=hard), generator, dtype=dtype)
 
     return objective
 
@@ -270,7 +295,14 @@ def train(group: Group, args: argparse.Namespace) -> None:
         log_every=48,
     )
     optimizers = make_optimizers(vae, args.lr, weight_decay=0.0, group=group)
-    objective = make_objective(vae, args.steps, args.seed, group.rank, finishing=args.decoder_only)
+    objective = make_objective(
+        vae,
+        args.steps,
+        args.seed,
+        group.rank,
+        finishing=args.init is not None,
+        dtype=compute_dtype(),
+    )
     loop = Loop(vae, objective, optimizers, settings, args.run, group=group)
     loop.run()
     if group.is_main:

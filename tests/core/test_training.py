@@ -16,12 +16,14 @@ from kandinsky_core.flow import VisualCondition
 from kandinsky_core.models import CrossDiT, VideoVAE
 from kandinsky_core.text import NanoTextEncoder
 from kandinsky_core.text.nano import NUM_SPECIAL_IDS
+from kandinsky_core.training.alignment import Readers
 from kandinsky_core.training.data import (
     Bucket,
     LatentCache,
     encode_bucket,
     sample_training_scene,
 )
+from kandinsky_core.training.layout import LABELS, OBJECT_ENTRIES
 from kandinsky_core.training.loop import Loop, LoopSettings, step_generator
 from kandinsky_core.training.objectives import (
     LatentBatch,
@@ -67,7 +69,9 @@ def toy_batch(rows: int = 4) -> LatentBatch:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(rows, 4, 2, 4, 4, generator=generator)
     given = torch.arange(rows) % 2 == 0
-    return LatentBatch(latents, latents[:, :, :1] + 1, given, ["a red circle"] * rows)
+    layout, labels = torch.zeros(rows, 2, 3, OBJECT_ENTRIES), torch.zeros(rows, len(LABELS))
+    prompts = ["a red circle"] * rows
+    return LatentBatch(latents, latents[:, :, :1] + 1, given, prompts, layout, labels)
 
 
 def linear_loop(run_dir, num_steps=6) -> Loop:
@@ -210,7 +214,7 @@ def test_pretraining_overfits_one_batch():
 
 def test_vae_step_lowers_the_loss():
     vae = VideoVAE(TINY_VAE)
-    pixels = draw_crops(CropKind(64, 5, 32, 2), np.random.default_rng(0))
+    pixels = draw_crops(CropKind(64, 9, 5, 32, 2), np.random.default_rng(0))
     optimizers = make_optimizers(vae, 3e-3)
     losses = []
     for _ in range(12):
@@ -242,7 +246,7 @@ def test_crops_lie_inside_the_frames():
     for _ in range(20):
         scene = sample_vae_scene(rng)
         frames = np.zeros((3, 128, 128, 3), np.uint8)
-        assert cut_around_object(frames, scene, 64, rng).shape == (3, 64, 64, 3)
+        assert cut_around_object(frames, scene, 3, 64, rng).shape == (3, 64, 64, 3)
 
 
 @pytest.mark.parametrize("sample", [sample_training_scene, sample_vae_scene])
@@ -269,10 +273,14 @@ def test_cache_is_resumable_and_feeds_the_objective(tmp_path):
     assert 0 < batch.given_first.sum() < 32
 
     model = tiny_model()
+    readers = Readers(TINY.model_dim, TINY.pooled_dim)
     objective = make_objective(
-        model, {TOY: cache}, 10, 0, batch={TOY: 2}, phases=[Phase(1.0, {TOY: 1.0})]
+        model, readers, {TOY: cache}, 10, 0, batch={TOY: 2}, phases=[Phase(1.0, {TOY: 1.0})]
     )
-    assert objective(3)["loss"].item() == objective(3)["loss"].item()
+    values = objective(3)
+    assert values["loss"].item() == objective(3)["loss"].item()
+    values["loss"].backward()
+    assert all(param.grad is not None for param in readers.parameters())
 
 
 def test_saved_model_loads_again(tmp_path):
