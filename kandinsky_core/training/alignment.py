@@ -2,9 +2,9 @@
 
 Flow matching alone tells a token little about where in the picture it is: whether it should draw
 the left point of a star or the background is a matter of what the other tokens do, and at high
-noise that signal is weak. Following REPA (Yu et al., arXiv 2410.06940), the tokens of a middle block
-are asked for features of the clean clip; here these are not another network's but the world's own
-`layout`. The text encoder is asked what its caption says, as the large family's text encoders
+noise that signal is weak. Following REPA (Yu et al., arXiv 2410.06940), the tokens of a middle
+block are asked for features of the clean clip; here these are not another network's but the world's
+own `layout`. The text encoder is asked what its caption says, as the large family's text encoders
 knew before the transformer was trained. Both readers are dropped after training.
 
 Letters: B batch, S tokens, D width, F entries of a token.

@@ -59,16 +59,9 @@ def scene_layout(scene: Scene, num_frames: int, num_latent_frames: int) -> Tenso
     times = latent_times(num_frames, num_latent_frames)
     result = np.zeros((len(times), MAX_OBJECTS, OBJECT_ENTRIES), np.float32)
     for index, spec in enumerate(scene.objects):
-        start, middle, end = (
-            _on_screen(scene, spec, moment)
-            for moment in (
-                np.maximum(times - _HALF_STEP, 0),
-                times,
-                np.minimum(times + _HALF_STEP, 1),
-            )
-        )
-        took = np.minimum(times + _HALF_STEP, 1) - np.maximum(times - _HALF_STEP, 0)
-        speed = (end - start) / took[:, None] * (num_frames > 1)
+        before, after = np.maximum(times - _HALF_STEP, 0), np.minimum(times + _HALF_STEP, 1)
+        start, middle, end = (_on_screen(scene, spec, each) for each in (before, times, after))
+        speed = (end - start) / (after - before)[:, None] * (num_frames > 1)
         x, y, log_size, angle = middle.T
         symmetry = SHAPES[spec.shape].symmetry
         order = math.tau / symmetry if symmetry else 0.0

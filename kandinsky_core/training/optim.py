@@ -111,8 +111,8 @@ def make_optimizers(
 ) -> list[Optimizer]:
     """Gives hidden matrices to Muon and the rest to AdamW.
 
-    Hidden means: neither embedding, nor modulation, nor reader, nor first or last layer; those see sparse or
-    rank-poor gradients, for which equal singular values are wrong.
+    Hidden means: neither embedding, nor modulation, nor reader, nor first or last layer; those see
+    sparse or rank-poor gradients, for which equal singular values are wrong.
 
     Args:
         model: What is trained; parameters without requires_grad stay as they are.

@@ -14,10 +14,20 @@ FOLDER = ROOT / "workflows"
 SIZE = 512
 JOBS = {
     "text_to_video": "a red star moves to the right on a navy background",
-    "text_to_image": "a yellow triangle on a teal background",
+    "text_to_image": "a yellow triangle on a navy background",
     "image_to_video": "a red star moves to the right on a navy background",
 }
 """Workflow -> prompt. The workflows for real checkpoints get the picture of their nano twin."""
+GALLERY = ROOT / "assets" / "examples.png"
+GALLERY_PROMPTS = (
+    "a red star moves to the right",
+    "a blue square rotates on a beige background",
+    "зелёный треугольник движется вверх",
+    "a yellow circle grows on a black background",
+    "розовая звезда подпрыгивает",
+)
+"""Rows of the README's picture; seed 0, not chosen."""
+GALLERY_FRAMES = 6
 
 # The last frame of a video, or the image, enlarged; argv: source, picture.
 _PICTURE = """
@@ -30,9 +40,25 @@ if not cv2.imwrite(picture, large[..., ::-1]):
     raise SystemExit(f"{picture} could not be written")
 """
 
+# Frames of several videos, a row each; argv: picture, frames of a row, sources.
+_GALLERY = """
+import sys
+import numpy as np
+from kandinsky_core.video import read_video, write_contact_sheet
+picture, count, sources = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+rows = []
+for source in sources:
+    frames = read_video(source).frames
+    rows.append(frames[np.linspace(0, len(frames) - 1, count).round().astype(int)])
+frames = np.concatenate(rows)
+write_contact_sheet(picture, frames, columns=count, max_frames=len(frames))
+"""
+
 
 def make_thumbnails(seed: int) -> None:
     """Run every nano workflow and write workflows/NAME.jpg beside it and beside its real twin.
+
+    The README's picture is made as well, of five prompts.
 
     Raises:
         ToolingError: If a workflow fails or leaves no picture.
@@ -52,9 +78,24 @@ def make_thumbnails(seed: int) -> None:
                 _convert(result, first_frame)
             for stem in (name, f"{name}_nano"):
                 _convert(result, FOLDER / f"{stem}.jpg")
+        clips = []
+        for index, prompt in enumerate(GALLERY_PROMPTS):
+            workflow = load_workflow(
+                FOLDER / "api" / "text_to_video_nano.json", prompt=prompt, seed=seed
+            )
+            (file,) = run_with_progress(server.client, workflow).files()
+            clips.append(Path(folder) / f"gallery{index}.mp4")
+            clips[-1].write_bytes(server.client.download(file))
+        GALLERY.parent.mkdir(exist_ok=True)
+        _run(_GALLERY, GALLERY, str(GALLERY), str(GALLERY_FRAMES), *map(str, clips))
 
 
 def _convert(source: Path, picture: Path) -> None:
-    command = [str(environment.python()), "-c", _PICTURE, str(source), str(picture), str(SIZE)]
+    _run(_PICTURE, picture, str(source), str(picture), str(SIZE))
+
+
+def _run(program: str, picture: Path, *arguments: str) -> None:
+    """Run a program of this file in the project's environment; it makes `picture`."""
+    command = [str(environment.python()), "-c", program, *arguments]
     if subprocess.call(command, cwd=ROOT) != 0:
         raise ToolingError(f"{picture} could not be made")
