@@ -1,4 +1,4 @@
-"""Command line: `python -m kandinsky_core` with generate, calibrate or identify."""
+"""Command line: `python -m kandinsky_core` with generate, calibrate, identify or build-kernel."""
 
 from __future__ import annotations
 
@@ -81,6 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
     tell.add_argument("path", type=Path, help="a .safetensors file or a folder")
     tell.add_argument("--json", action="store_true", help="print JSON")
     tell.set_defaults(run=run_identify)
+
+    kernel = commands.add_parser(
+        "build-kernel", help="compile the CPU kernel of sparse attention, once (optional)"
+    )
+    kernel.add_argument("--verbose", action="store_true", help="show what the compiler says")
+    kernel.set_defaults(run=run_build_kernel)
     return parser
 
 
@@ -296,6 +302,13 @@ def run_identify(args: argparse.Namespace) -> None:
 
     info = identify(args.path)
     _say(json.dumps(info.to_dict(), indent=2) if args.json else info.describe())
+
+
+def run_build_kernel(args: argparse.Namespace) -> None:
+    """Compile the attention kernel and say where it is."""
+    from .attention import build_kernel
+
+    _say(str(build_kernel(verbose=args.verbose)))
 
 
 def _remembering(frames: Iterable[np.ndarray], shown: list[np.ndarray]) -> Iterator[np.ndarray]:

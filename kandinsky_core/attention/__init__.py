@@ -2,6 +2,8 @@
 
 from .api import Attend
 from .auto import attend
+from .backends.compiled import attend_compiled
+from .backends.compiled import build as build_kernel
 from .backends.dense import attend_dense
 from .backends.gathered import attend_gathered
 from .block_map import BlockMap
@@ -18,9 +20,11 @@ __all__ = [
     "Nabla",
     "Tiling",
     "attend",
+    "attend_compiled",
     "attend_dense",
     "attend_gathered",
     "attend_reference",
+    "build_kernel",
     "load_backend",
     "missing",
     "sliding_window",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+from .backends.compiled import attend_compiled, compiled_missing, fits_kernel
 from .backends.dense import attend_dense
 from .backends.gathered import attend_gathered
 from .block_map import BlockMap
@@ -12,6 +16,17 @@ from .block_map import BlockMap
 GATHER_UP_TO = {torch.float32: 0.7}
 """Share of blocks, by dtype, up to which gathering them beats masking the others on a CPU."""
 GATHER_UP_TO_IN_16_BITS = 0.8
+
+logger = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def _has_kernel() -> bool:
+    """Whether the compiled kernel is there; says once if it is not."""
+    reason = compiled_missing()
+    if reason is not None:
+        logger.info("sparse attention runs in plain PyTorch; the compiled kernel: %s", reason)
+    return reason is None
 
 
 def attend(
@@ -32,6 +47,8 @@ def attend(
     # masks would be kept for the backward pass, all at once
     wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if q.device.type == "cpu" and not wants_grad:
+        if fits_kernel(q, block_map) and _has_kernel():
+            return attend_compiled(q, k, v, block_map=block_map)
         limit = GATHER_UP_TO.get(q.dtype, GATHER_UP_TO_IN_16_BITS)
         if float(block_map.density().mean()) > limit:
             return attend_dense(q, k, v, block_map=block_map)

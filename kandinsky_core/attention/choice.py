@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .api import Attend
 from .auto import attend
+from .backends.compiled import attend_compiled, compiled_missing
 from .backends.dense import attend_dense
 from .backends.flex import flex_missing, make_attend_flex
 from .backends.gathered import attend_gathered
@@ -17,8 +18,8 @@ _ALWAYS: dict[str, Attend] = {
     "reference": attend_reference,
 }
 
-BACKENDS = (*_ALWAYS, "flex", *PACKAGES)
-"""Names that `load_backend` knows. Those from "flex" on are never chosen automatically."""
+BACKENDS = (*_ALWAYS, "flex", *PACKAGES, "compiled")
+"""Names that `load_backend` knows. "auto" chooses among its own and "compiled"."""
 
 
 def missing(name: str) -> str | None:
@@ -29,7 +30,8 @@ def missing(name: str) -> str | None:
         except ImportError as error:
             return f"{PACKAGES[name].project} cannot be imported ({error})"
         return None
-    return flex_missing() if name == "flex" else None
+    reasons = {"flex": flex_missing, "compiled": compiled_missing}
+    return reasons[name]() if name in reasons else None
 
 
 def load_backend(name: str = "auto") -> Attend:
@@ -37,7 +39,7 @@ def load_backend(name: str = "auto") -> Attend:
 
     Args:
         name: One of `BACKENDS`. "auto" chooses by device, dtype and density; "flex" compiles at
-            its first call; "sage" is an approximation.
+            its first call; "sage" is an approximation; "compiled" has to be built once.
 
     Returns:
         An `Attend`; what its kernel cannot do, it hands to one that computes the same.
@@ -57,4 +59,6 @@ def load_backend(name: str = "auto") -> Attend:
         )
     if name in PACKAGES:
         return PACKAGES[name].adapt(PACKAGES[name].load())
-    return make_attend_flex() if name == "flex" else _ALWAYS[name]
+    if name == "flex":
+        return make_attend_flex()
+    return attend_compiled if name == "compiled" else _ALWAYS[name]

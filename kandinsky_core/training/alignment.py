@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models import CrossDiT
+from ..models.layers import VisualBlock
 from ..models.rope import frequencies
 from .layout import LABELS, TOKEN_ENTRIES, token_targets
 
@@ -90,6 +91,7 @@ def start_as_neighbourhoods(transformer: CrossDiT, *, strength: float = 1.5) -> 
     ]
     turn = 0
     for block in transformer.visual_transformer_blocks:
+        assert isinstance(block, VisualBlock)
         attention = block.self_attention
         query = attention.to_query.bias.view(config.num_heads, -1, 2)  # (N, K/2, 2)
         key = attention.to_key.bias.view(config.num_heads, -1, 2)

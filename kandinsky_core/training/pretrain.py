@@ -218,7 +218,7 @@ def train(group: Group, args: argparse.Namespace) -> None:
     Loop(
         trained,
         objective,
-        make_optimizers(trained, args.lr, outer_lr=args.lr / 2, group=group, dtype=dtype),
+        make_optimizers(trained, args.lr, outer_lr=args.lr / 5, group=group, dtype=dtype),
         settings,
         args.run,
         group=group,
@@ -234,8 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/nano"), help="run directory")
     parser.add_argument("--vae", type=Path, default=Path("runs/vae/vae.safetensors"))
     parser.add_argument("--init", type=Path, help="folder of finished weights to start from")
-    parser.add_argument("--steps", type=int, default=9000)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=6600)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args(arguments)

@@ -1,0 +1,1 @@
+"""Side-by-side measurements against the reference: the only source of speed claims."""

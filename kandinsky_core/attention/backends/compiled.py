@@ -1,0 +1,190 @@
+"""Block-sparse attention on a CPU through a compiled kernel (`block_sparse.cpp`).
+
+Nothing is ever compiled by itself: `build` does it once, on request (`python -m kandinsky_core
+build-kernel`), and leaves a library in the user's cache that later processes find. Without it,
+and for what the kernel cannot do, the gathered backend computes the same in plain PyTorch.
+
+Letters: B batch, N heads, S tokens, K head dim, R rows of blocks over batch and heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..block_map import BlockMap
+from .dense import attend_dense
+from .gathered import attend_gathered
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("block_sparse.cpp")
+CACHE_VARIABLE = "KANDINSKY_CORE_CACHE"
+"""Environment variable that moves the folder of built libraries."""
+DTYPES = (torch.float32, torch.bfloat16)
+LISTED_AT_ONCE = 32 << 20
+"""Entries of block maps that are turned into lists of columns at a time."""
+MULTIPLE = 16
+"""Tokens of a block and head dim must be multiples: the kernel's products come in whole vectors."""
+
+
+def cache_folder() -> Path:
+    """Where built libraries are kept."""
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        return Path(given)
+    base = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME")
+    return Path(base or Path.home() / ".cache") / "kandinsky_core"
+
+
+def library_path() -> Path:
+    """The library that fits this source, torch and processor; it need not exist."""
+    text = SOURCE.read_bytes() + f"{torch.__version__} {_capability()}".encode()
+    return cache_folder() / f"block_sparse-{hashlib.sha256(text).hexdigest()[:16]}.so"
+
+
+def build(*, verbose: bool = False) -> Path:
+    """Compile the kernel, half a minute, or find it built already.
+
+    Returns:
+        The library.
+
+    Raises:
+        ValueError: There is no C++ compiler, or it failed.
+    """
+    path = library_path()
+    if path.is_file():
+        return path
+    from torch.utils import cpp_extension
+
+    build_folder = path.with_suffix(".build")
+    build_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        built = cpp_extension.load(
+            "block_sparse",
+            [str(SOURCE)],
+            extra_cflags=["-O3", "-std=c++20", *_flags()],
+            build_directory=str(build_folder),
+            is_python_module=False,
+            verbose=verbose,
+        )
+        Path(built or build_folder / "block_sparse.so").replace(path)
+    except (OSError, RuntimeError, ImportError) as error:
+        reason = _first_complaint(str(error))
+        raise ValueError(
+            f"the attention kernel could not be compiled ({reason}); install a C++ compiler and "
+            "ninja, or go on without it: the backend gathered computes the same"
+        ) from error
+    finally:
+        shutil.rmtree(build_folder, ignore_errors=True)
+    _load.cache_clear()
+    return path
+
+
+def compiled_missing() -> str | None:
+    """Why the kernel cannot be used here; None if it can."""
+    if not library_path().is_file():
+        return "it is not built; python -m kandinsky_core build-kernel does that"
+    return _load()
+
+
+@lru_cache(maxsize=1)
+def _load() -> str | None:
+    """Load the built library once; returns what went wrong."""
+    try:
+        torch.ops.load_library(str(library_path()))
+    except OSError as error:
+        return f"{library_path()} cannot be loaded ({error})"
+    return None
+
+
+def fits_kernel(q: Tensor, block_map: BlockMap) -> bool:
+    """Whether the kernel takes these queries; it has no backward pass."""
+    return (
+        q.device.type == "cpu"
+        and q.dtype in DTYPES
+        and block_map.block_size % MULTIPLE == 0
+        and q.shape[-1] % MULTIPLE == 0
+    )
+
+
+def attend_compiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    block_map: BlockMap | None = None,
+) -> Tensor:
+    """Compute the kept blocks only; arguments and result as in `Attend`."""
+    if block_map is None or mask is not None:
+        return attend_dense(q, k, v, mask=mask, block_map=block_map)
+    wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if wants_grad or not fits_kernel(q, block_map):
+        return attend_gathered(q, k, v, block_map=block_map)
+    problem = compiled_missing()
+    if problem is not None:
+        raise RuntimeError(f"the compiled attention kernel cannot be used: {problem}")
+    size, num_blocks = block_map.block_size, block_map.kept.shape[-1]
+    heads = [x.contiguous().view(-1, num_blocks, size, x.shape[-1]) for x in (q, k, v)]
+    kept = block_map.kept.flatten(0, 1)  # (B*N, Q, Q)
+    at_once = max(1, LISTED_AT_ONCE // num_blocks**2)
+    parts = [
+        _attend_heads(*(x[first : first + at_once] for x in (*heads, kept)))
+        for first in range(0, len(kept), at_once)
+    ]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(q.shape)
+
+
+def _attend_heads(q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -> Tensor:
+    """Some heads: q, k, v (N, Q, M, K), kept (N, Q, Q) -> (N, Q, M, K)."""
+    num_blocks = kept.shape[-1]
+    kept = kept.flatten(0, 1)  # (R, Q)
+    counts = kept.sum(-1)
+    starts = torch.zeros(len(counts) + 1, dtype=torch.int64)
+    torch.cumsum(counts, 0, out=starts[1:])
+    rows, columns = kept.nonzero().unbind(-1)
+    columns = (columns + rows // num_blocks * num_blocks).to(torch.int32)  # counted over heads
+    order = counts.argsort(descending=True)
+    out = torch.ops.kandinsky_core.block_sparse(
+        *(x.flatten(0, 1) for x in (q, k, v)), order, starts, columns
+    )
+    return out.view(q.shape)
+
+
+def _first_complaint(output: str) -> str:
+    """The compiler's first error, or the first line of whatever else went wrong."""
+    lines = output.strip().splitlines() or ["no message"]
+    return next((line.strip() for line in lines if " error: " in line), lines[0])
+
+
+def _capability() -> str:
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _flags() -> list[str]:
+    """Compiler flags for the vector width that torch itself uses on this processor."""
+    widths = {
+        "AVX512": (
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512dq",
+            "-mavx512vl",
+            "-mavx2",
+            "-mfma",
+            "-mf16c",
+        ),
+        "AVX2": ("-mavx2", "-mfma", "-mf16c"),
+    }
+    capability = _capability()
+    if capability not in widths:
+        return ["-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"]
+    names = [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
+    return [*widths[capability], *names]
