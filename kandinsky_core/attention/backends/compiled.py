@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -65,9 +66,12 @@ def build(*, verbose: bool = False) -> Path:
     from torch.utils import cpp_extension
 
     build_folder = path.with_suffix(".build")
-    build_folder.mkdir(parents=True, exist_ok=True)
+    search_path = os.environ.get("PATH", "")
     try:
-        built = cpp_extension.load(
+        build_folder.mkdir(parents=True, exist_ok=True)
+        # a ninja from pip lies beside the interpreter, which may have been started by its path
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), search_path])
+        cpp_extension.load(
             "block_sparse",
             [str(SOURCE)],
             extra_cflags=["-O3", "-std=c++20", *_flags()],
@@ -75,14 +79,15 @@ def build(*, verbose: bool = False) -> Path:
             is_python_module=False,
             verbose=verbose,
         )
-        Path(built or build_folder / "block_sparse.so").replace(path)
+        (build_folder / "block_sparse.so").replace(path)
     except (OSError, RuntimeError, ImportError) as error:
         reason = _first_complaint(str(error))
         raise ValueError(
             f"the attention kernel could not be compiled ({reason}); install a C++ compiler and "
-            "ninja, or go on without it: the backend gathered computes the same"
+            "the extra kernel, or go on without it: the backend gathered computes the same"
         ) from error
     finally:
+        os.environ["PATH"] = search_path
         shutil.rmtree(build_folder, ignore_errors=True)
     _load.cache_clear()
     return path

@@ -1,0 +1,136 @@
+"""The compiled kernel: what it computes, what it hands on, and life without it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kandinsky_core.attention import (
+    BlockMap,
+    attend,
+    attend_compiled,
+    attend_reference,
+    auto,
+    build_kernel,
+    load_backend,
+    missing,
+)
+from kandinsky_core.attention.backends import compiled
+
+needs_compiler = pytest.mark.skipif(
+    not shutil.which("c++"), reason="needs a C++ compiler, which this machine lacks"
+)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(scope="module")
+def _kernel():
+    build_kernel()
+    auto._has_kernel.cache_clear()
+
+
+@pytest.fixture
+def without_kernel(tmp_path, monkeypatch):
+    """A cache in which nothing was built."""
+    monkeypatch.setenv(compiled.CACHE_VARIABLE, str(tmp_path))
+    auto._has_kernel.cache_clear()
+    yield tmp_path
+    auto._has_kernel.cache_clear()
+
+
+def random_case(seed, batch, heads, blocks, block, head_dim, density, dtype=torch.float32):
+    """q, k, v and a map with one row that keeps nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (
+        torch.randn(batch, heads, blocks * block, head_dim, generator=generator).to(dtype)
+        for _ in range(3)
+    )
+    kept = torch.rand(batch, heads, blocks, blocks, generator=generator) < density
+    kept[0, 0, blocks // 2] = False
+    return q, k, v, BlockMap(kept, (1, 1, block), (1, 1, blocks))
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.usefixtures("_kernel")
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    batch=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    blocks=st.integers(1, 23),
+    block=st.sampled_from([16, 48, 64, 128]),
+    head_dim=st.sampled_from([64, 80, 128]),
+    density=st.floats(0.02, 1.0),
+    dtype=st.sampled_from(list(TOLERANCE)),
+)
+def test_kernel_equals_reference(seed, batch, heads, blocks, block, head_dim, density, dtype):
+    q, k, v, block_map = random_case(seed, batch, heads, blocks, block, head_dim, density, dtype)
+    expected = attend_reference(q.float(), k.float(), v.float(), block_map=block_map)
+    actual = attend_compiled(q, k, v, block_map=block_map)
+    assert actual.dtype == dtype
+    assert (actual.float() - expected).abs().max() < TOLERANCE[dtype]
+    assert not actual[0, 0, blocks // 2 * block : (blocks // 2 + 1) * block].any()
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_kernel")
+def test_heads_in_pieces_and_large_scores_give_the_same(monkeypatch):
+    q, k, v, block_map = random_case(1, 2, 3, 12, 16, 64, 0.4)
+    q = q * 40  # differences of hundreds between scores: the running maximum has to move
+    whole = attend_compiled(q, k, v, block_map=block_map)
+    monkeypatch.setattr(compiled, "LISTED_AT_ONCE", 300)
+    torch.testing.assert_close(attend_compiled(q, k, v, block_map=block_map), whole)
+    assert (whole - attend_reference(q, k, v, block_map=block_map)).abs().max() < 1e-4
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_kernel")
+@pytest.mark.parametrize("case", ["gradient", "odd blocks", "mask", "no map"])
+def test_what_the_kernel_cannot_do_is_handed_on(case, monkeypatch):
+    monkeypatch.setattr(compiled, "_attend_heads", lambda *_: pytest.fail("the kernel ran"))
+    block = 4 if case == "odd blocks" else 16
+    q, k, v, block_map = random_case(2, 1, 2, 5, block, 64, 0.5)
+    mask = torch.ones(1, q.shape[2], dtype=torch.bool) if case == "mask" else None
+    kept = None if case == "no map" else block_map
+    q.requires_grad_(case == "gradient")
+    actual = attend_compiled(q, k, v, mask=mask, block_map=kept)
+    expected = attend_reference(q, k, v, mask=mask, block_map=kept)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_kernel")
+def test_auto_takes_a_built_kernel(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        auto, "attend_compiled", lambda *a, **k: calls.append(1) or attend_compiled(*a, **k)
+    )
+    q, k, v, block_map = random_case(3, 1, 2, 5, 16, 64, 0.5)
+    attend(q, k, v, block_map=block_map)
+    assert calls == [1]
+
+
+def test_without_the_kernel_auto_says_so_once_and_goes_on(without_kernel, caplog):
+    caplog.set_level("INFO")
+    q, k, v, block_map = random_case(4, 1, 2, 5, 16, 64, 0.5)
+    for _ in range(3):
+        out = attend(q, k, v, block_map=block_map)
+    torch.testing.assert_close(out, attend_reference(q, k, v, block_map=block_map))
+    assert [r.message for r in caplog.records if "build-kernel" in r.message].__len__() == 1
+    assert "build-kernel" in missing("compiled")
+    with pytest.raises(ValueError, match="build-kernel"):
+        load_backend("compiled")
+    assert list(without_kernel.iterdir()) == []  # nothing was compiled by itself
+
+
+def test_failed_build_is_one_sentence_and_leaves_nothing(without_kernel, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"could not be compiled \(.+\); install a C\+\+") as error:
+        build_kernel()
+    assert "\n" not in str(error.value)
+    assert list(without_kernel.iterdir()) == []
