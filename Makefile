@@ -4,8 +4,9 @@ PYTHON ?= python3
 MANAGE := $(PYTHON) scripts/manage.py
 export PROMPT SEED COMFYUI_PATH
 
-.PHONY: demo comfy test setup
+.PHONY: demo comfy test bench setup
 demo:  ; $(MANAGE) demo
 comfy: ; $(MANAGE) comfy
 test:  ; $(MANAGE) test $(ARGS)
+bench: ; $(MANAGE) bench $(ARGS)
 setup: ; $(MANAGE) setup --profile test

@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     thumbnails = verbs.add_parser("thumbnails", help="make workflows/*.jpg anew with nano")
     thumbnails.add_argument("--seed", type=int, default=0)
 
+    bench = verbs.add_parser("bench", help="measure against diffusers, into docs/benchmarks")
+    bench.add_argument("bench_args", nargs=argparse.REMAINDER, help="passed on to benchmarks")
+
     test = verbs.add_parser("test", help="lint, types and every test")
     test.add_argument("pytest_args", nargs=argparse.REMAINDER, help="passed on to pytest")
     return parser
@@ -91,6 +94,8 @@ def main() -> int:
             demo.serve(arguments.port, open_page=not arguments.no_open)
         elif arguments.verb == "thumbnails":
             thumbnails.make_thumbnails(arguments.seed)
+        elif arguments.verb == "bench":
+            return checks.measure(arguments.bench_args)
         else:
             return checks.run_all(arguments.pytest_args)
     except KeyboardInterrupt:

@@ -217,6 +217,16 @@ class LatentCache:
             self.bucket.rope_scale,
         )
 
+    def draw_captions(self, count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
+        """Draws captions alone, with the labels (count, len(LABELS)) of their scenes."""
+        rows = torch.randint(len(self.captions), (count,), generator=generator)
+        chosen = torch.rand(count, generator=generator)
+        prompts = [
+            self.captions[row][int(which * len(self.captions[row]))]
+            for row, which in zip(rows.tolist(), chosen.tolist(), strict=True)
+        ]
+        return prompts, self.labels[rows].float()
+
 
 def load_caches(
     folder: Path, buckets: Sequence[Bucket], vae_config: VideoVAEConfig

@@ -25,6 +25,11 @@ OBJECT_ENTRIES = 1 + _POSE_ENTRIES + len(SHAPES) + len(COLORS) + len(BACKGROUNDS
 """Presence, pose and speeds, kind of the object; background and camera, the same for all."""
 TOKEN_ENTRIES = OBJECT_ENTRIES
 """As many: how much of the token the object covers stands where its presence stood."""
+TOKEN_SCALES: tuple[float, ...] = (
+    0.27, 0.6, 0.6, 0.3, 0.5, 0.5, 0.3, 0.3, 0.3, 0.4,
+    *[0.43] * len(SHAPES), *[0.33] * len(COLORS), *[0.37] * len(BACKGROUNDS), 0.15, 0.15,
+)  # fmt: skip
+"""About how much each entry of a token varies: errors count relative to it."""
 LABELS: tuple[tuple[str, str], ...] = tuple(
     (what, name)
     for what, table in (

@@ -75,6 +75,9 @@ BATCH: dict[Bucket, int] = {
 }
 """Clips of each size in one process's share of a batch: about equal numbers of tokens."""
 
+CAPTIONS = 64
+"""Captions in one process's share of a step that only the text encoder sees."""
+
 
 class Phase(NamedTuple):
     """A stretch of training with one mixture of sizes."""
@@ -157,6 +160,8 @@ def make_objective(
 ) -> Objective:
     """The objective of `Loop`: a size for all processes, then each process's own rows."""
 
+    talkative = max(caches, key=lambda bucket: (not bucket.is_image, len(caches[bucket].captions)))
+
     def objective(step: int) -> Mapping[str, Tensor]:
         # the seed without a rank is the same everywhere: equal sizes keep the processes in pace
         bucket = choose_bucket(phases, step / num_steps, step_generator(seed + 1, step))
@@ -168,10 +173,12 @@ def make_objective(
         patch = model.transformer.config.patch_thw
         grid_hw = (drawn.latents.shape[3] // patch[1], drawn.latents.shape[4] // patch[2])
         layout = readers.layout_loss(seen[0].float(), drawn.layout, grid_hw)
-        spoken = torch.tensor([prompt != "" for prompt in drawn.prompts])
-        labels = readers.label_loss(text.pooled, drawn.labels, spoken)
+        # text is cheap beside latents, and motions have many names: it gets captions of its own
+        prompts, asked = caches[talkative].draw_captions(CAPTIONS, generator)
+        labels = readers.label_loss(model.encode_text(prompts).pooled, asked)
+        helping = 1 - step / num_steps
         return {
-            "loss": flow + LAYOUT_WEIGHT * layout + LABEL_WEIGHT * labels,
+            "loss": flow + helping * (LAYOUT_WEIGHT * layout + LABEL_WEIGHT * labels),
             f"flow_{bucket.name}": flow.detach(),
             f"layout_{bucket.name}": layout.detach(),
             "labels": labels.detach(),

@@ -36,6 +36,18 @@ def run_all(pytest_args: list[str]) -> int:
     return bool(failed)
 
 
+def measure(arguments: list[str]) -> int:
+    """Set up and run the benchmarks; returns 0 if they ran.
+
+    Args:
+        arguments: Passed on to `python -m benchmarks`, e.g. ["--groups", "attention"].
+    """
+    python = str(environment.ensure("test"))
+    # optional: without a compiler the report has one column less
+    subprocess.call([python, "-m", "kandinsky_core", "build-kernel"], cwd=ROOT)
+    return subprocess.call([python, "-m", "benchmarks", *arguments], cwd=ROOT)
+
+
 def ensure_browser() -> None:
     """Install a Chromium where there is none: Debian's as root, otherwise Playwright's own.
 

@@ -10,7 +10,7 @@ import torch
 from kandinsky_core.attention import attend_reference
 from kandinsky_core.models import CrossDiT
 from kandinsky_core.models.rope import apply_rope, rope_3d
-from kandinsky_core.training.alignment import Readers, middle_tokens, start_as_neighbourhoods
+from kandinsky_core.training.alignment import middle_tokens, start_as_neighbourhoods
 from kandinsky_core.training.attention import attend_products
 from kandinsky_core.training.layout import (
     LABELS,
@@ -84,15 +84,6 @@ def test_labels_name_what_is_there():
     image = scene_labels(Scene("gray", objects=(RED_STAR,)), image=True)
     named = {label[0] for label, value in zip(LABELS, image.tolist(), strict=True) if value}
     assert named == {"shape", "color", "size", "background"}
-
-
-def test_null_prompts_are_not_asked():
-    readers = Readers(8, 8)
-    pooled, labels = torch.randn(2, 8), torch.rand(2, len(LABELS)).round()
-    both = readers.label_loss(pooled, labels, torch.tensor([True, False]))
-    first = readers.label_loss(pooled[:1], labels[:1], torch.tensor([True]))
-    torch.testing.assert_close(both, first)
-    assert readers.label_loss(pooled, labels, torch.zeros(2, dtype=torch.bool)) == 0
 
 
 def test_middle_tokens_are_a_blocks_output():

@@ -1,0 +1,84 @@
+"""The nano model end to end, and loading: what a user waits for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import Kandinsky5Transformer3DModel
+
+from kandinsky_core.checkpoint import load_transformer
+from kandinsky_core.config import DiTConfig
+from kandinsky_core.generate import GenerateRequest, generate
+from kandinsky_core.nano import nano_path
+from kandinsky_core.pipeline import load_pipeline
+
+from .case import Case, Goal
+from .measure import Run
+from .reference import build_pair, run_upstream
+
+PROMPT = "a red circle moves to the right"
+LOADED = DiTConfig(1024, 4096, 512, 2, 12, (16, 24, 24))
+"""About 330 million parameters: loading is then bytes and not bookkeeping."""
+
+
+def nano_clip() -> dict[str, Run]:
+    """A default clip of the bundled model; and its sampling alone, with diffusers' network."""
+    pipeline = load_pipeline("nano")
+    transformer, _ = load_transformer(nano_path("transformer"), dtype=torch.float32)
+    _, theirs = build_pair(transformer.config, torch.float32)
+    theirs.load_state_dict(transformer.state_dict())
+    text = pipeline.text_encoder.encode([PROMPT, ""])
+    settings = pipeline.settings
+    height, width = settings.default_size
+    frames = (settings.num_frames - 1) // 4 + 1
+    x = torch.randn(1, transformer.config.input_channels, frames, height // 8, width // 8)
+    t = torch.tensor([0.7])
+
+    def steps(network: Run) -> None:
+        for _ in range(settings.num_steps):
+            for row in range(2):
+                network(x, t, text.tokens[row : row + 1], text.pooled[row : row + 1])
+
+    request = GenerateRequest(PROMPT)
+    return {
+        "diffusers' network, all steps": torch.no_grad()(
+            partial(steps, partial(run_upstream, theirs))
+        ),
+        "our network, all steps": torch.no_grad()(partial(steps, transformer)),
+        "whole clip, decoded": lambda: list(generate(pipeline, request).frames()),
+    }
+
+
+def loading(config: DiTConfig) -> dict[str, Run]:
+    """A transformer from disk in bf16, from the page cache."""
+    folder = tempfile.TemporaryDirectory()  # both candidates hold on to it
+    build_pair(config, torch.bfloat16)[1].save_pretrained(folder.name)
+
+    def load_theirs() -> object:
+        return Kandinsky5Transformer3DModel.from_pretrained(folder.name, torch_dtype=torch.bfloat16)
+
+    return {"diffusers": load_theirs, "ours": lambda: load_transformer(Path(folder.name))}
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """A clip, and loading."""
+    if not quick:
+        yield Case(
+            "family",
+            "nano, 128 x 128, 17 frames, 16 steps with guidance, fp32",
+            nano_clip,
+            (Goal("our network, all steps", "diffusers' network, all steps", 1.25, 1.08),),
+            repeats=5,
+        )
+    config = DiTConfig(64, 128, 32, 1, 2, (8, 12, 12)) if quick else LOADED
+    yield Case(
+        "family",
+        "load a transformer, bf16" + (" (toy)" if quick else ", 0.3 B parameters"),
+        partial(loading, config),
+        (Goal("ours", "diffusers", 1.0, 1.0, memory=True),),
+        repeats=5,
+    )

@@ -1,0 +1,108 @@
+"""diffusers' Kandinsky 5 transformer with our weights, the peer of the benchmarks."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import Kandinsky5T2VPipeline, Kandinsky5Transformer3DModel
+from diffusers.models.transformers import transformer_kandinsky as upstream
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.functional import scaled_dot_product_attention
+
+from kandinsky_core.attention import Nabla
+from kandinsky_core.config import DiTConfig
+from kandinsky_core.models import CrossDiT
+
+
+def build_pair(
+    config: DiTConfig, dtype: torch.dtype
+) -> tuple[CrossDiT, Kandinsky5Transformer3DModel]:
+    """Our network and diffusers' with the same random weights."""
+    torch.manual_seed(0)
+    ours = CrossDiT(config, dtype=dtype).eval().requires_grad_(False)
+    for name, parameter in ours.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.7 * parameter.shape[1] ** -0.5)
+        elif "norm" not in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    theirs = Kandinsky5Transformer3DModel(
+        in_visual_dim=config.latent_channels,
+        out_visual_dim=config.latent_channels,
+        in_text_dim=config.text_dim,
+        in_text_dim2=config.pooled_dim,
+        time_dim=config.time_dim,
+        patch_size=config.patch_thw,
+        model_dim=config.model_dim,
+        ff_dim=config.ff_dim,
+        num_text_blocks=config.num_text_blocks,
+        num_visual_blocks=config.num_visual_blocks,
+        axes_dims=config.axes_dims,
+        visual_cond=config.visual_cond,
+    )
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs.to(dtype).eval().requires_grad_(False)
+
+
+def make_inputs(config: DiTConfig, latent_thw: tuple[int, int, int], dtype: torch.dtype) -> dict:
+    """What both take: x (1, C, T, H, W), t, text tokens and pooled text."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    return {
+        "x": normal(1, config.input_channels, *latent_thw),
+        "t": torch.tensor([0.7]),
+        "text_tokens": normal(1, 32, config.text_dim),
+        "text_pooled": normal(1, config.pooled_dim),
+    }
+
+
+def run_upstream(
+    model: Kandinsky5Transformer3DModel,
+    x: Tensor,
+    t: Tensor,
+    text_tokens: Tensor,
+    text_pooled: Tensor,
+    *,
+    nabla: Nabla | None = None,
+) -> Tensor:
+    """One call of diffusers' network; velocity (1, C, T, H, W)."""
+    frames, height, width = x.shape[2], x.shape[3] // 2, x.shape[4] // 2
+    sparse = None
+    if nabla is not None:
+        assert nabla.sta_window_thw is not None, "the reference always has a window"
+        window = Kandinsky5T2VPipeline.fast_sta_nabla(
+            frames, height // 8, width // 8, *nabla.sta_window_thw, device="cpu"
+        )
+        sparse = {"sta_mask": window[None, None], "to_fractal": True, "P": nabla.cdf_threshold}
+    out = model(
+        hidden_states=x.movedim(1, -1),
+        encoder_hidden_states=text_tokens,
+        timestep=t * 1000,
+        pooled_projections=text_pooled,
+        visual_rope_pos=[torch.arange(frames), torch.arange(height), torch.arange(width)],
+        text_rope_pos=torch.arange(text_tokens.shape[1]),
+        scale_factor=(1.0, 2.0, 2.0),
+        sparse_params=sparse,
+    ).sample
+    return out.movedim(-1, 1)
+
+
+def patch_nabla() -> None:
+    """Make diffusers' NABLA run on a CPU, as it means it: its own dispatcher refuses the mask.
+
+    Its mask of blocks is written out for every token, in the dtype of a bias: the way that a user
+    would find, and the peer of our sparse step.
+    """
+    plain = upstream.dispatch_attention_fn
+
+    def attend_to_mask(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, **options):  # noqa: ANN001, ANN003, ANN202
+        if not isinstance(attn_mask, BlockMask):
+            return plain(query, key, value, attn_mask=attn_mask, **options)
+        mask = attn_mask.to_dense().bool()
+        mask = mask.repeat_interleave(64, -1).repeat_interleave(64, -2)
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+    upstream.dispatch_attention_fn = attend_to_mask

@@ -1,0 +1,174 @@
+"""Tables, data and plots of a run."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kandinsky_core.files import atomic_write
+
+from .case import Goal, Result
+
+TITLES = {
+    "attention": "Sparse attention",
+    "model": "Steps of the transformer",
+    "vae": "Autoencoders",
+    "family": "End to end and loading",
+}
+MIB = 2**20
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return {
+        "processor": capabilities.get("cpu_name") or platform.processor() or platform.machine(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "bf16 units": [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "diffusers": version("diffusers"),
+        "python": platform.python_version(),
+    }
+
+
+def write(results: Sequence[Result], folder: Path) -> None:
+    """Write report.md, results.json and a plot of the attention speed-ups."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = machine()
+    for name, text in (
+        ("results.json", json.dumps(as_data(results, facts), indent=1) + "\n"),
+        ("report.md", as_markdown(results, facts)),
+    ):
+        with atomic_write(folder / name) as part:
+            part.write_text(text, encoding="utf-8")
+    plot_attention(results, folder / "attention.png")
+
+
+def as_data(results: Sequence[Result], facts: dict[str, Any]) -> dict[str, Any]:
+    """Everything that was measured, for programs."""
+    return {
+        "machine": facts,
+        "cases": [
+            {
+                "group": result.case.group,
+                "name": result.case.name,
+                **result.case.facts,
+                "readings": {name: asdict(each) for name, each in result.readings.items()},
+                "goals": [
+                    {**asdict(goal), "ratio": result.ratio(goal)} for goal in result.case.goals
+                ],
+            }
+            for result in results
+        ],
+    }
+
+
+def as_markdown(results: Sequence[Result], facts: dict[str, Any]) -> str:
+    """A table for each group; the first candidate of a case is what the others are held against."""
+    described = ", ".join(f"{key} {_text(value)}" for key, value in facts.items() if value)
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `make bench`: one process, candidates in turn, medians with quartiles; faster is",
+        "the ratio of medians against the first candidate of the case. Memory is the largest",
+        "resident set above the start. Random weights and inputs.",
+        "",
+        f"Machine: {described}.",
+    ]
+    for group, title in TITLES.items():
+        chosen = [result for result in results if result.case.group == group]
+        if not chosen:
+            continue
+        lines += ["", f"## {title}", "", "| work | candidate | ms | quartiles | faster | MiB |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for result in chosen:
+            lines += _rows(result)
+        judged = [(result, goal) for result in chosen for goal in result.case.goals]
+        if judged:
+            lines += ["", "| goal | measured | goal | at least | |", "|---|---|---|---|---|"]
+            lines += [_verdict(result, goal) for result, goal in judged]
+        if group == "attention":
+            lines += ["", "![Speed-up over dense attention](attention.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(result: Result) -> list[str]:
+    peer = next(iter(result.readings.values()))
+    rows = []
+    for index, (name, reading) in enumerate(result.readings.items()):
+        peak = "" if reading.peak_bytes is None else f"{reading.peak_bytes / MIB:.0f}"
+        rows.append(
+            f"| {result.case.name if index == 0 else ''} | {name} | {_ms(reading.seconds)} | "
+            f"{_ms(reading.low)} to {_ms(reading.high)} | "
+            f"{'' if index == 0 else f'{peer.seconds / reading.seconds:.2f}x'} | {peak} |"
+        )
+    return rows
+
+
+def _verdict(result: Result, goal: Goal) -> str:
+    ratio = result.ratio(goal)
+    what = "memory of " if goal.memory else ""
+    if ratio is None:
+        measured, verdict = "not measured", ""
+    else:
+        reached = ratio <= goal.least if goal.memory else ratio >= goal.least
+        beyond = ratio <= goal.goal if goal.memory else ratio >= goal.goal
+        measured = f"{ratio:.2f}x"
+        verdict = "goal met" if beyond else "reached" if reached else "**missed**"
+    return (
+        f"| {what}{goal.ours} against {goal.peer}: {result.case.name} | {measured} | "
+        f"{goal.goal:g}x | {goal.least:g}x | {verdict} |"
+    )
+
+
+def plot_attention(results: Sequence[Result], path: Path) -> None:
+    """Speed-up over density at one length, and over length at 10 %, with the ideal."""
+    from matplotlib import pyplot
+
+    chosen = [r for r in results if r.case.facts.get("head_dim") == 64]
+    if not chosen:
+        return
+    lengths = [r.case.facts["tokens"] for r in chosen]
+    middle = max(set(lengths), key=lengths.count)
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, key, rows in (
+        (axes[0], "density", [r for r in chosen if r.case.facts["tokens"] == middle]),
+        (axes[1], "tokens", [r for r in chosen if r.case.facts["density"] == 0.1]),
+    ):
+        for dtype, style in (("fp32", "-o"), ("bf16", "--s")):
+            of_dtype = sorted(
+                (r for r in rows if r.case.facts["dtype"] == dtype), key=lambda r: r.case.facts[key]
+            )
+            for name in {name for r in of_dtype for name in r.readings} - {"sdpa dense"}:
+                points = [
+                    (
+                        r.case.facts[key],
+                        r.readings["sdpa dense"].seconds / r.readings[name].seconds,
+                    )
+                    for r in of_dtype
+                    if name in r.readings
+                ]
+                axis.plot(*zip(*points, strict=True), style, label=f"{name}, {dtype}")
+        ideal = sorted({(r.case.facts[key], r.case.facts["ideal"]) for r in rows})
+        axis.plot(*zip(*ideal, strict=True), ":", color="gray", label="ideal")
+        axis.set(xscale="log", yscale="log", xlabel=key, ylabel="times faster than dense")
+        axis.grid(visible=True, which="both", alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.3g}" if seconds < 1 else f"{seconds * 1000:.0f}"
+
+
+def _text(value: Any) -> str:
+    return " and ".join(value) if isinstance(value, list) else str(value)
