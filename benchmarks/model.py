@@ -1,4 +1,4 @@
-"""Steps of whole networks against diffusers': dense, and sparse in the proportions of 10 s clips."""
+"""Steps of whole networks against diffusers: dense, and sparse in the proportions of 10 s clips."""
 
 from __future__ import annotations
 

@@ -31,8 +31,9 @@ class Attend(Protocol):
             k: Keys (B, N, L, K).
             v: Values (B, N, L, K).
             mask: Boolean (B, L), True where a key may be attended to; None admits all.
-            block_map: Blocks that each block of queries attends to, for self-attention (S = L)
-                over tokens in tile order; None admits all.
+            block_map: Blocks that each block of queries attends to, for self-attention over
+                tokens in tile order; None admits all. Keys beyond those that the map counts
+                (L > S: text behind the visual tokens) are attended to by every query.
 
         Returns:
             Tensor (B, N, S, K), dtype of q; zeros where a block map leaves a query no key.

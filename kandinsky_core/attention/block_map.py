@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class BlockMap:
         """Share of all blocks that each head keeps, fp32 (B, N)."""
         return self.kept.sum((-2, -1)).float() / self.kept.shape[-1] ** 2
 
-    def token_mask(self, first: int = 0, last: int | None = None) -> Tensor:
-        """The same choice per token, for query blocks `first` up to `last`.
+    def token_mask(self, num_keys: int | None = None) -> Tensor:
+        """The same choice per token; keys beyond the map's, up to `num_keys`, are always seen.
 
         Returns:
-            Boolean (B, N, (last - first) * block size, S).
+            Boolean (B, N, S, num_keys or S).
         """
-        rows = self.kept[:, :, first:last]
-        return rows.repeat_interleave(self.block_size, -2).repeat_interleave(self.block_size, -1)
+        size = self.block_size
+        mask = self.kept.repeat_interleave(size, -2).repeat_interleave(size, -1)
+        extra = 0 if num_keys is None else num_keys - mask.shape[-1]
+        return F.pad(mask, (0, extra), value=True) if extra else mask

@@ -28,7 +28,7 @@ def attend_reference(
     if mask is not None:
         admitted = admitted & mask[:, None, None, :]
     if block_map is not None:
-        admitted = admitted & block_map.token_mask()
+        admitted = admitted & block_map.token_mask(k.shape[2])
     empty = ~admitted.any(-1, keepdim=True)
     # softmax over nothing is NaN: such rows run over everything, and then count for nothing
     weights = torch.softmax(scores.masked_fill(~(admitted | empty), -torch.inf), dim=-1)

@@ -162,3 +162,22 @@ def test_small_pieces_and_threads_change_nothing(backend, monkeypatch):
         assert seen == [3, 3]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_keys_beyond_the_map_are_seen_by_every_query(backend, grad):
+    q, k, v, block_map = random_case(3, 2, 2, 5, 4, 16, 0.3)
+    generator = torch.Generator().manual_seed(9)
+    more_k, more_v = (torch.randn(2, 2, 3, 16, generator=generator) for _ in range(2))
+    k, v = torch.cat([k, more_k], dim=2), torch.cat([v, more_v], dim=2)
+    expected = torch.zeros_like(q, dtype=torch.float64)
+    for b, n, s in torch.cartesian_prod(*(torch.arange(x) for x in q.shape[:3])).tolist():
+        seen = block_map.kept[b, n, s // 4].repeat_interleave(4)
+        seen = torch.cat([seen, torch.ones(3, dtype=torch.bool)])
+        weights = (k[b, n, seen].double() @ q[b, n, s].double() / 4).softmax(0)
+        expected[b, n, s] = weights @ v[b, n, seen].double()
+    q.requires_grad_(grad)
+    attend_with = {**BACKENDS, "reference": attend_reference}[backend]
+    actual = attend_with(q, k, v, block_map=block_map)
+    assert (actual - expected).abs().max() < 1e-5

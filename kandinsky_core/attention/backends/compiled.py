@@ -132,7 +132,7 @@ def attend_compiled(
     if block_map is None or mask is not None:
         return attend_dense(q, k, v, mask=mask, block_map=block_map)
     wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if wants_grad or not fits_kernel(q, block_map):
+    if wants_grad or k.shape[2] != q.shape[2] or not fits_kernel(q, block_map):
         return attend_gathered(q, k, v, block_map=block_map)
     problem = compiled_missing()
     if problem is not None:

@@ -43,7 +43,7 @@ def attend_dense(
 def _attend_head(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, mask: Tensor | None) -> Tensor:
     """One head: q (S, K), k and v (L, K), kept (Q, Q), mask (L,) -> (S, K)."""
     blocks, length = kept.shape[0], k.shape[0]
-    size = length // blocks
+    size = q.shape[0] // blocks
     queries = q.unflatten(0, (blocks, size))[:, None]  # (Q, 1, M, K)
     wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     # expanded keys and values take nothing, but each copy has its own gradient
@@ -52,7 +52,8 @@ def _attend_head(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, mask: Tensor | N
     parts = []
     for first in range(0, blocks, step):
         rows = slice(first, first + step)
-        admitted = kept[rows].repeat_interleave(size, -1)  # (r, L)
+        admitted = kept[rows].repeat_interleave(size, -1)  # (r, S)
+        admitted = F.pad(admitted, (0, length - admitted.shape[-1]), value=True)  # (r, L)
         if mask is not None:
             admitted = admitted & mask
         empty = ~admitted.any(-1, keepdim=True)

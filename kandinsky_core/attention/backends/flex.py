@@ -36,8 +36,8 @@ def make_attend_flex() -> Attend:
 
     Returns:
         An `Attend`. It hands on what FlexAttention cannot do, to backends that compute the
-        same: a mask of keys, maps that keep everything, blocks that are not powers of two, and
-        gradients on a CPU.
+        same: a mask of keys, maps that keep everything, keys beyond the map's, blocks that are
+        not powers of two, and gradients on a CPU.
     """
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -56,7 +56,7 @@ def make_attend_flex() -> Attend:
         size = block_map.block_size
         wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
         odd = size < SMALLEST_BLOCK or size & (size - 1)
-        if odd or (wants_grad and q.device.type == "cpu"):
+        if odd or k.shape[2] != q.shape[2] or (wants_grad and q.device.type == "cpu"):
             return attend_gathered(q, k, v, block_map=block_map)
         out = compiled(q, k, v, block_mask=_block_mask(block_map))
         empty = ~block_map.kept.any(-1)  # (B, N, Q)

@@ -47,9 +47,12 @@ def attend_gathered(
 ) -> Tensor:
     """Compute the kept blocks only; arguments and result as in `Attend`.
 
-    Heads that keep every block, and calls with a mask of keys, go to `attend_dense`.
+    Heads that keep every block go to `attend_dense`, and so do calls with a mask of keys and
+    gradients of keys beyond the map's.
     """
-    if block_map is None or mask is not None:
+    wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    has_more_keys = k.shape[2] > q.shape[2]
+    if block_map is None or mask is not None or (has_more_keys and wants_grad):
         return attend_dense(q, k, v, mask=mask, block_map=block_map)
     kept = block_map.kept.flatten(0, 1)  # (B*N, Q, Q)
     full = kept.flatten(1).all(-1)  # (B*N,)
@@ -69,7 +72,7 @@ def attend_gathered(
 
 
 class _Gathered(torch.autograd.Function):
-    """Attention over kept blocks of q, k, v (heads, S, K), kept (heads, Q, Q)."""
+    """Attention over kept blocks of q (heads, S, K), k and v (heads, L, K), kept (heads, Q, Q)."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -78,13 +81,19 @@ class _Gathered(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, kept)
         ctx.block_size = block_size
         out = torch.zeros_like(q)
+        length = q.shape[1]
+        more_k, more_v = k[:, length:], v[:, length:]  # (heads, L - S, K)
+        k, v = k[:, :length].contiguous(), v[:, :length].contiguous()
         q, k, v, rows = (x.view(-1, block_size, x.shape[-1]) for x in (q, k, v, out))
         kept_rows = kept.flatten(0, 1)  # (heads*Q, Q)
-        pieces = _pieces(kept_rows.sum(-1), _bytes_per_block(k), _piece_bytes(q))
+        pieces = _pieces(
+            kept_rows.sum(-1), _bytes_per_block(k), _piece_bytes(q), empty=more_k.shape[1] > 0
+        )
         gathered = max((piece.rows.numel() * piece.count for piece in pieces), default=0)
         run_pieces(
             pieces,
-            lambda: _forward_worker(q, k, v, rows, kept_rows, gathered),  # (heads*Q, M, K)
+            # q, k, v, rows: (heads*Q, M, K)
+            lambda: _forward_worker(q, k, v, rows, kept_rows, gathered, more_k, more_v),
             parallel=q.device.type == "cpu",
         )
         return out
@@ -127,16 +136,21 @@ def _piece_bytes(x: Tensor) -> int:
     return PIECE_BYTES.get(x.device.type, PIECE_BYTES_ELSEWHERE)
 
 
-def _pieces(counts: Tensor, bytes_per_block: int, limit: int, first_row: int = 0) -> list[Piece]:
-    """Group rows by how many blocks they keep (R,), within a limit of bytes, heaviest first."""
+def _pieces(
+    counts: Tensor, bytes_per_block: int, limit: int, first_row: int = 0, *, empty: bool = False
+) -> list[Piece]:
+    """Group rows by how many blocks they keep (R,), within a limit of bytes, heaviest first.
+
+    Rows that keep none are left out unless `empty`.
+    """
     order = counts.argsort(descending=True, stable=True)
     sizes, lengths = counts[order].unique_consecutive(return_counts=True)
     pieces: list[Piece] = []
     for rows, count in zip(
         (order + first_row).split(lengths.tolist()), sizes.tolist(), strict=True
     ):
-        if count:
-            at_once = max(1, limit // (count * bytes_per_block))
+        if count or empty:
+            at_once = max(1, limit // (max(count, 1) * bytes_per_block))
             parts = rows.tensor_split(math.ceil(rows.numel() / at_once))
             pieces += [Piece(part, count) for part in parts]
     return pieces
@@ -145,15 +159,24 @@ def _pieces(counts: Tensor, bytes_per_block: int, limit: int, first_row: int = 0
 def _columns(piece: Piece, kept_rows: Tensor) -> Tensor:
     """Kept key blocks (r * n,) of a piece, counted over batch and heads."""
     num_blocks = kept_rows.shape[1]
-    columns = kept_rows.index_select(0, piece.rows).nonzero()[:, 1].view(-1, piece.count)
+    columns = kept_rows.index_select(0, piece.rows).nonzero()[:, 1]
+    columns = columns.view(piece.rows.numel(), piece.count)
     first = piece.rows.div(num_blocks, rounding_mode="floor") * num_blocks  # of the row's head
     return (columns + first[:, None]).flatten()
 
 
 def _forward_worker(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, kept_rows: Tensor, gathered: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    kept_rows: Tensor,
+    gathered: int,
+    more_k: Tensor,
+    more_v: Tensor,
 ) -> Callable[[Piece], None]:
-    """Writes the rows of a piece to out; q, k, v, out (heads*Q, M, K)."""
+    """Writes the rows of a piece to out; q, k, v, out (heads*Q, M, K), more (heads, E, K)."""
+    num_blocks = kept_rows.shape[1]
     # allocated once: large allocations cost page faults every time
     keys, values = (x.new_empty(gathered, *x.shape[1:]) for x in (k, v))
 
@@ -162,10 +185,16 @@ def _forward_worker(
         queries = q.index_select(0, piece.rows)[:, None]  # (r, 1, M, K)
         here_k, here_v = (
             torch.index_select(x, 0, columns, out=buffer[: columns.numel()]).view(
-                piece.rows.numel(), 1, -1, x.shape[-1]
+                piece.rows.numel(), 1, piece.count * x.shape[1], x.shape[2]
             )
             for x, buffer in ((k, keys), (v, values))
         )  # (r, 1, n * M, K)
+        if more_k.shape[1]:
+            heads = piece.rows.div(num_blocks, rounding_mode="floor")
+            here_k, here_v = (
+                torch.cat([here, more.index_select(0, heads)[:, None]], dim=2)
+                for here, more in ((here_k, more_k), (here_v, more_v))
+            )  # (r, 1, n * M + E, K)
         rows = F.scaled_dot_product_attention(queries, here_k, here_v)
         out.index_copy_(0, piece.rows, rows[:, 0])
 

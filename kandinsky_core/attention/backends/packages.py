@@ -104,6 +104,7 @@ def adapt_block_sparse(kernel: Any) -> Attend:
             mask is not None
             or block_map is None
             or block_map.block_size != 64
+            or k.shape[2] != q.shape[2]
             or q.dtype != torch.bfloat16
             or not fits_kernels(q)
         ):
