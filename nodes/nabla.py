@@ -48,7 +48,13 @@ class SparseAttention(io.ComfyNode):
                 "blocks that matter. Checkpoints trained with it use it without this node."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="From Load Model (Kandinsky 5)."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "From Load Model (Kandinsky 5). Experimental, with mode on: native "
+                        "Kandinsky 5, Wan and HunyuanVideo, which were not trained with NABLA."
+                    ),
+                ),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
@@ -132,7 +138,6 @@ class SparseAttention(io.ComfyNode):
         tile: str,
         backend: str,
     ) -> io.NodeOutput:
-        settings = host.settings_for(model, None)
         changes: dict[str, Any] = {
             "min_blocks": min_blocks,
             "dense_above": None if dense_above == 1 else dense_above,
@@ -145,5 +150,18 @@ class SparseAttention(io.ComfyNode):
             if tile_thw is not None:
                 changes["tile_thw"] = tile_thw
         choice = host.AttentionChoice(attention, changes, load_backend(backend))
+        if not host.is_kandinsky(model):
+            return io.NodeOutput(_foreign(model, mode, choice))
+        settings = host.settings_for(model, None)
         choice.nabla(settings)  # refuses numbers out of their range here and not while sampling
         return io.NodeOutput(host.with_attention(model, choice))
+
+
+def _foreign(model: Any, mode: str, choice: host.AttentionChoice) -> Any:
+    """A MODEL of the host's own with the numbers of the node, or as it was."""
+    if choice.attention is None:
+        raise ValueError(
+            f"mode: {mode} reads the settings of a checkpoint from Load Model (Kandinsky 5), this "
+            "model is another; choose on, with the numbers below, or off."
+        )
+    return model if choice.attention == "dense" else host.with_foreign_nabla(model, choice)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from .attention import AttentionChoice, with_attention, with_watch
 from .caching import measure_ratios, with_magcache
 from .files import NANO, Folder, choices, locate, ratio_names, ratios_path
+from .foreign import with_foreign_nabla
 from .latents import SPACE, pixel_size
 from .model import (
     FIRST_FRAME,
     WEIGHT_DTYPES,
     check_size,
+    is_kandinsky,
     load_model,
     makes_images_only,
     model_info,
@@ -40,6 +42,7 @@ __all__ = [
     "decode_frames",
     "encode_images",
     "encode_text",
+    "is_kandinsky",
     "load_model",
     "load_text_encoders",
     "load_vae",
@@ -58,6 +61,7 @@ __all__ = [
     "to_model_space",
     "to_vae_space",
     "with_attention",
+    "with_foreign_nabla",
     "with_magcache",
     "with_watch",
 ]

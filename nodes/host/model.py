@@ -309,13 +309,18 @@ def load_model(path: Path, weight_dtype: str = "default") -> ModelPatcher:
     return ModelPatcher(model, load_device=device, offload_device=offload_device)
 
 
+def is_kandinsky(model: ModelPatcher) -> bool:
+    """Whether a MODEL was made by `load_model`."""
+    return isinstance(model.model, Kandinsky5)
+
+
 def model_info(model: ModelPatcher) -> CheckpointInfo:
     """What the checkpoint of a MODEL is.
 
     Raises:
         ValueError: The MODEL was made by another node.
     """
-    if not isinstance(model.model, Kandinsky5):
+    if not is_kandinsky(model):
         raise ValueError(
             "model: expected one from Load Model (Kandinsky 5), found "
             f"{type(model.model).__name__}; this node reads the checkpoint's own settings."
