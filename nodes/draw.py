@@ -51,6 +51,37 @@ def draw_block_map(kept: np.ndarray, blocks_per_frame: int, title: str) -> np.nd
     return _frame(cells, title, "blocks of keys", "blocks of queries")
 
 
+def draw_attended(frames: np.ndarray, kept: np.ndarray, tile: tuple[int, int, int]) -> np.ndarray:
+    """Show on the pictures which tiles a tile attends to: those as they are, the others dark.
+
+    Args:
+        frames: uint8 (T, H, W, 3), one picture for each latent frame.
+        kept: Boolean (T, h, w), tiles that are attended to; tiles may span several latent frames.
+        tile: (t, h, w) of the tile that attends, outlined.
+
+    Returns:
+        uint8 (T, H, W, 3).
+    """
+    count, height, width = frames.shape[:3]
+    rows = np.arange(height) * kept.shape[1] // height
+    columns = np.arange(width) * kept.shape[2] // width
+    times = np.arange(count) * kept.shape[0] // count
+    seen = kept[times][:, rows][:, :, columns]  # (T, H, W)
+    shown = np.where(seen[..., None], frames, frames // 4)
+    t, h, w = tile
+    own_rows, own_columns = np.flatnonzero(rows == h), np.flatnonzero(columns == w)
+    for index in np.flatnonzero(times == t):
+        cv2.rectangle(
+            picture := np.ascontiguousarray(shown[index]),
+            (int(own_columns[0]), int(own_rows[0])),
+            (int(own_columns[-1]), int(own_rows[-1])),
+            LINE,
+            max(1, height // 128),
+        )
+        shown[index] = picture
+    return shown
+
+
 def _enlarge(cells: np.ndarray, wanted: int = 512) -> np.ndarray:
     """Repeat cells until the longer side has about `wanted` pixels."""
     times = max(1, wanted // max(cells.shape[:2]))

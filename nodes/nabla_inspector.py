@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from comfy_api.latest import io
 
 from ..kandinsky_core.attention import BlockMap, MapReport
 from . import host
-from .convert import frames_to_image
-from .draw import draw_block_map, draw_shares
+from .convert import frames_to_image, pixels_to_image
+from .draw import draw_attended, draw_block_map, draw_shares
 from .sampling import make_sigmas
 
 CATEGORY = "Kandinsky 5/acceleration"
@@ -65,7 +66,8 @@ class NablaInspector(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Samples once and draws which share of blocks NABLA kept, per layer and step, and "
-                "the block map of one head. Of the positive prompt."
+                "the block map of one head, and on the picture what one tile looks at. Of the "
+                "positive prompt."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A model that runs with NABLA at this size."),
@@ -89,11 +91,28 @@ class NablaInspector(io.ComfyNode):
                     "head", default=0, min=0, max=255, tooltip="Attention head of the map, from 0."
                 ),
                 io.Int.Input("step", default=0, min=0, max=999, tooltip="Step of the map, from 0."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Decodes what was made, to draw on it; without one it is grey.",
+                ),
+                io.Int.Input(
+                    "tile",
+                    default=-1,
+                    min=-1,
+                    max=999999,
+                    optional=True,
+                    tooltip=(
+                        "Tile whose choice is drawn on the picture, counted from 0 by time, row "
+                        "and column; -1 is the one in the middle."
+                    ),
+                ),
             ],
             outputs=[
                 io.Image.Output("density", display_name="density"),
                 io.Image.Output("block_map", display_name="block map"),
                 io.Latent.Output("latent_out", display_name="latent"),
+                io.Image.Output("attended", display_name="attended tiles"),
             ],
         )
 
@@ -109,6 +128,8 @@ class NablaInspector(io.ComfyNode):
         layer: int,
         head: int,
         step: int,
+        vae: Any = None,
+        tile: int = -1,
     ) -> io.NodeOutput:
         settings = host.settings_for(model, latent)
         sigmas = make_sigmas(model, steps, 0.0, 1.0, latent)
@@ -139,8 +160,14 @@ class NablaInspector(io.ComfyNode):
                 f"layer, head, step: no map of layer {layer}, head {head}, step {step}; the model "
                 f"has {len(table)} layers and {heads} heads, and a cache may have skipped the step."
             )
-        t, h, w = recorder.chosen.grid_thw
+        t, h, w = grid = recorder.chosen.grid_thw
         kept = recorder.chosen.kept[0, head].numpy()
+        if tile >= len(kept):
+            raise ValueError(
+                f"tile: there are {t} x {h} x {w} tiles, found number {tile}; give -1 to "
+                f"{len(kept) - 1}."
+            )
+        number = tile if tile >= 0 else int(np.ravel_multi_index((t // 2, h // 2, w // 2), grid))
         density = draw_shares(
             table, f"density of NABLA, {np.nanmean(table):.1%} on average", "step", "layer"
         )
@@ -150,4 +177,23 @@ class NablaInspector(io.ComfyNode):
             f"layer {layer}, head {head}, step {step}: {kept.mean():.1%} of "
             f"{t} x {h} x {w} tiles squared",
         )
-        return io.NodeOutput(frames_to_image(density), frames_to_image(block_map), sampled)
+        place = tuple(int(index) for index in np.unravel_index(number, grid))
+        attended = draw_attended(_pictures(sampled, vae), kept[number].reshape(grid), place)
+        return io.NodeOutput(
+            frames_to_image(density),
+            frames_to_image(block_map),
+            sampled,
+            frames_to_image(*attended),
+        )
+
+
+def _pictures(latent: dict[str, Any], vae: Any) -> np.ndarray:
+    """A picture for each latent frame of the first clip, uint8 (T, H, W, 3); grey without a VAE."""
+    samples = latent["samples"][:1]
+    count = samples.shape[2] if samples.ndim == 5 else 1
+    if vae is None:
+        return np.full((count, *host.pixel_size(samples), 3), 160, np.uint8)
+    chunks = host.decode_frames(vae, {**latent, "samples": samples}, 0.0)
+    image = torch.cat([pixels_to_image(chunk) for chunk in chunks])
+    frames = (image * 255).round().to(torch.uint8).numpy()
+    return frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]

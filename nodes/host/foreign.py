@@ -50,7 +50,7 @@ def with_foreign_nabla(model: ModelPatcher, choice: AttentionChoice) -> ModelPat
     Raises:
         ValueError: The MODEL has no tokens on a grid of time, height and width.
     """
-    patch = getattr(model.model.diffusion_model, "patch_size", None)
+    patch = getattr(getattr(model.model, "diffusion_model", None), "patch_size", None)
     if not isinstance(patch, tuple | list) or len(patch) != 3:
         raise ValueError(
             f"model: {type(model.model).__name__} has no patches of time, height and width, which "

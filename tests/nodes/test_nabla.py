@@ -179,6 +179,8 @@ def test_another_packs_model_is_refused(patch):
         model = object()
 
     with pytest.raises(ValueError, match=r"Load Model \(Kandinsky 5\)"):
+        patch(Other(), mode=AUTO)
+    with pytest.raises(ValueError, match=r"Other|object has no patches"):
         patch(Other())
 
 
@@ -186,7 +188,7 @@ def test_inspector_draws_what_was_kept(run, tiny, prompts, patch, latent, sample
     given = {"positive": prompts[0], "negative": prompts[1], "latent": latent, "seed": 7}
     given |= {"layer": 0, "head": 0, "step": 1, "steps": 3}
     everything = patch(tiny, cdf_threshold=1.0)
-    density, block_map, _ = run("K5_NablaInspector", model=everything, **given)
+    density, block_map, *_ = run("K5_NablaInspector", model=everything, **given)
     cell = density[0, 100, 100]  # in the middle of the table
     assert (density[0, 60:100, 60:500] == cell).all()
     white = (block_map == 1).all(-1).sum()
@@ -194,11 +196,16 @@ def test_inspector_draws_what_was_kept(run, tiny, prompts, patch, latent, sample
 
     # a window of one tile and P 0: a block attends to itself and to its best
     sparse = patch(tiny, cdf_threshold=0.0)
-    density, block_map, made = run("K5_NablaInspector", model=sparse, **given)
+    density, block_map, made, attended = run("K5_NablaInspector", model=sparse, **given)
     assert (density[0, 100, 100] != cell).any()
     kept = block_map[0, 40:552, 40:552].unflatten(0, (8, 64)).unflatten(2, (8, 64))[:, 32, :, 32, 0]
     assert (kept.diagonal() == 1).all()
     assert (((kept == 1).sum(1) >= 1) & ((kept == 1).sum(1) <= 2)).all()
+    # two frames of 2 x 2 tiles, grey: what the last tile keeps is bright, and it is outlined
+    assert attended.shape == (2, 64, 64, 3)
+    centres = attended[:, 16::32, 16::32, 2] > 0.5
+    assert torch.equal(centres.flatten(), kept[7] == 1)
+    assert (attended[1, 32, 32:] == torch.tensor([200, 60, 60]) / 255).all()
     again = sample(sparse, steps=3, cfg=tiny.model.info.settings.guidance_scale)
     assert torch.equal(made["samples"], again)
 
@@ -211,8 +218,22 @@ def test_inspector_names_what_there_is(run, tiny, prompts, patch, latent, wrong)
         ValueError, match=rf"{next(iter(wrong))}.*(has 3 steps|1 layers and 1 heads)"
     ):
         run("K5_NablaInspector", model=patch(tiny), **(given | wrong))
+    with pytest.raises(ValueError, match="tile: there are 2 x 2 x 2 tiles, found number 8"):
+        run("K5_NablaInspector", model=patch(tiny), **given, tile=8)
     with pytest.raises(ValueError, match="attends densely"):
         run("K5_NablaInspector", model=patch(tiny, mode=OFF), **given)
+
+
+def test_inspector_draws_on_the_decoded_picture(run, model, vae, prompts, patch):
+    latent = run("K5_EmptyLatent", width=128, height=128, length=5, batch_size=1)[0]
+    given = {"positive": prompts[0], "negative": prompts[1], "latent": latent, "seed": 7}
+    given |= {"layer": 0, "head": 0, "step": 1, "steps": 2, "vae": vae}
+    made, attended = run("K5_NablaInspector", model=patch(model, cdf_threshold=1.0), **given)[2:]
+    frames = run("K5_Decode", vae=vae, latent=made, memory_budget_gb=0.0)[0]
+    expected = frames[[0, 4]]
+    outline = (attended - expected).abs().amax(-1) > 2 / 255
+    assert attended.shape == (2, 128, 128, 3)
+    assert 0 < outline.float().mean() < 0.05  # everything is kept: the picture and an outline
 
 
 def test_guidance_in_one_call_equals_two_calls(run, clip, tiny, patch, sample, monkeypatch):
