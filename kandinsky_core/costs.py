@@ -1,0 +1,95 @@
+"""What one call of a CrossDiT costs, from counting: operations, weights, activations.
+
+Counted are matrix products, which is where the time goes; norms, rotations and gates are bytes
+and a few per cent. Numbers are for one row of a batch: guidance doubles them.
+Letters: S visual tokens, L text tokens, D width, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import DiTConfig
+
+OPERATIONS_PER_PRODUCT = 2
+"""A multiplication and an addition."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one call of the network."""
+
+    linear: float
+    """Operations of all linear layers."""
+    attention: float
+    """Operations of self-attention among visual tokens, at the density that was asked for."""
+    cross_attention: float
+    """Operations of attention to text, and of the text refiner's own."""
+    weights: int
+    """Parameters that the call reads."""
+    activations: float
+    """Bytes at the widest point of a block."""
+
+    @property
+    def operations(self) -> float:
+        """All of them."""
+        return self.linear + self.attention + self.cross_attention
+
+
+def count_parameters(config: DiTConfig) -> int:
+    """Parameters of a CrossDiT with these dimensions."""
+    d, f, t = config.model_dim, config.ff_dim, config.time_dim
+    norms = 2 * config.head_dim
+    attention = 4 * (d * d + d) + norms
+    modulated = t * d + d  # weight and bias of one modulation vector
+    visual = 2 * attention + 2 * d * f + 9 * modulated
+    text = attention + 2 * d * f + 6 * modulated
+    patch_in = config.input_channels * config.patch_volume
+    patch_out = config.latent_channels * config.patch_volume
+    embeddings = (d * t + t) + (t * t + t)  # time
+    embeddings += config.text_dim * d + 3 * d  # text, with its norm
+    embeddings += config.pooled_dim * t + 3 * t  # pooled text, with its norm
+    embeddings += patch_in * d + d
+    out = 2 * modulated + d * patch_out + patch_out
+    return config.num_visual_blocks * visual + config.num_text_blocks * text + embeddings + out
+
+
+def step_cost(
+    config: DiTConfig,
+    tokens: int,
+    *,
+    text_tokens: int = 256,
+    density: float = 1.0,
+    bytes_per_value: int = 2,
+) -> StepCost:
+    """Count one call.
+
+    Args:
+        config: Of the network.
+        tokens: Visual tokens S.
+        text_tokens: Text tokens L.
+        density: Share of the pairs of visual tokens that attend to each other, in [0, 1].
+        bytes_per_value: Of activations: 2 for bf16.
+
+    Returns:
+        The counts.
+    """
+    d, f = config.model_dim, config.ff_dim
+    visual_products = tokens * (6 * d * d + 2 * d * f) + text_tokens * 2 * d * d
+    text_products = text_tokens * (4 * d * d + 2 * d * f)
+    patches = config.input_channels + config.latent_channels
+    linear = config.num_visual_blocks * visual_products + config.num_text_blocks * text_products
+    linear += tokens * patches * config.patch_volume * d + text_tokens * config.text_dim * d
+    attention = config.num_visual_blocks * 2 * density * tokens**2 * d
+    cross = config.num_visual_blocks * 2 * tokens * text_tokens * d
+    cross += config.num_text_blocks * 2 * text_tokens**2 * d
+    # widest: the hidden layer before and after its GELU, or queries, keys, values and their
+    # rotated copies; beside it the stream, its norm and the update in fp32
+    widest = max(2 * f, 6 * d) * bytes_per_value + 3 * 4 * d
+    return StepCost(
+        OPERATIONS_PER_PRODUCT * linear,
+        OPERATIONS_PER_PRODUCT * attention,
+        OPERATIONS_PER_PRODUCT * cross,
+        count_parameters(config),
+        tokens * widest,
+    )
