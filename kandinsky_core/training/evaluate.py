@@ -71,14 +71,17 @@ def find_parts(folder: Path | None) -> dict[str, Path]:
     return paths
 
 
-def load(paths: dict[str, Path], settings: dict[str, float]) -> Pipeline:
-    """Loads a nano model in fp32, its sampling settings replaced where given."""
+def load(paths: dict[str, Path], settings: dict[str, float], *, larger: bool = False) -> Pipeline:
+    """Loads a nano model in fp32, its sampling settings replaced where given.
+
+    `larger` keeps the settings of its larger size class, which are then the checkpoint's own.
+    """
     transformer, info = load_transformer(paths["transformer"], dtype=torch.float32)
     return Pipeline(
         transformer,
         load_nano_text_encoder(paths["text_encoder"], dtype=torch.float32),
         load_vae(paths["vae"], dtype=torch.float32),
-        replace(info.settings, larger=None, **settings),
+        replace(info.settings, larger=info.settings.larger if larger else None, **settings),
     )
 
 
