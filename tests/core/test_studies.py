@@ -60,10 +60,13 @@ def test_reports_count_what_is_right():
     features = {"features": [0.0, 1.0], "rendered": [1.0, 0.0]}
     rows = {
         ("dense/t2v", i): {
-            "right": dict.fromkeys(sparsity_study.ROWS, i < 3), "density": 1.0, "p": None, **features,
+            "right": dict.fromkeys(sparsity_study.ROWS, i < 3),
+            "density": 1.0,
+            "p": None,
+            **features,
         }
         for i in range(4)
-    }  # fmt: skip
+    }
     report = sparsity_study.make_report(rows, "key")
     line = next(line for line in report.splitlines() if line.startswith("| dense"))
     assert line.count("75%") == len(sparsity_study.ROWS)
