@@ -1,29 +1,28 @@
 """Linear guess at the picture behind nano's latents, for previews while sampling.
 
-Fitted by least squares on 80 scenes of the synthetic world, model-space latents against their
-8 x 8 pixel means: R^2 0.97. It belongs to the bundled VAE's encoder; tests/nodes/test_vae.py says
-when it no longer fits.
+Fitted by `python -m kandinsky_core.training.preview` (R^2 0.97). It belongs to the bundled VAE's
+encoder; tests/nodes/test_vae.py says when it no longer fits.
 """
 
 from __future__ import annotations
 
 NANO_RGB_FACTORS: list[list[float]] = [
-    [0.1873, 0.1909, 0.1772],
-    [-0.1306, -0.018, 0.1023],
-    [-0.1025, -0.0983, -0.0764],
-    [0.0641, -0.0131, 0.0512],
-    [0.0699, -0.0712, 0.0034],
-    [0.113, 0.0261, -0.0546],
-    [-0.0264, 0.1009, -0.0331],
-    [0.0272, -0.052, 0.0569],
-    [0.0126, 0.0011, -0.0178],
-    [0.0928, 0.0521, -0.0065],
-    [-0.0573, -0.0462, -0.0222],
-    [0.016, -0.0232, -0.0018],
-    [0.0857, 0.0554, 0.0657],
-    [-0.0096, -0.0184, 0.0027],
-    [-0.0394, 0.0439, 0.0289],
-    [-0.1559, -0.3345, -0.1352],
+    [0.1993, 0.2037, 0.1908],
+    [0.0051, 0.0605, 0.1173],
+    [0.0193, -0.026, -0.0765],
+    [-0.2009, -0.0852, 0.021],
+    [0.0107, 0.0493, -0.0428],
+    [-0.097, 0.0587, 0.0248],
+    [0.0869, 0.1108, -0.0366],
+    [0.0451, 0.0266, -0.0363],
+    [0.0297, -0.0211, -0.0465],
+    [-0.1043, 0.0307, -0.0567],
+    [0.0194, -0.0578, 0.0164],
+    [-0.0024, 0.0056, -0.0057],
+    [0.0571, 0.0359, 0.0597],
+    [-0.016, -0.0747, -0.0296],
+    [-0.0065, -0.0738, -0.051],
+    [-0.0494, -0.0008, -0.0344],
 ]
 """(16, 3): red, green, blue in [-1, 1] of each latent channel (model space)."""
-NANO_RGB_BIAS: list[float] = [0.1164, 0.0359, -0.0185]
+NANO_RGB_BIAS: list[float] = [0.1232, 0.0369, -0.0147]
