@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -71,7 +71,7 @@ def training(tokens: int, density: float) -> dict[str, Run]:
     """Forward and backward."""
     qkv, block_map = make_inputs(tokens, density, 64, torch.float32)
 
-    def run(attend: Run) -> None:
+    def run(attend: Callable[..., Tensor]) -> None:
         leaves = [x.detach().requires_grad_() for x in qkv]
         with torch.enable_grad():
             attend(*leaves).sum().backward()

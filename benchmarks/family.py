@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def nano_clip() -> dict[str, Run]:
     x = torch.randn(1, transformer.config.input_channels, frames, height // 8, width // 8)
     t = torch.tensor([0.7])
 
-    def steps(network: Run) -> None:
+    def steps(network: Callable[..., object]) -> None:
         for _ in range(settings.num_steps):
             for row in range(2):
                 network(x, t, text.tokens[row : row + 1], text.pooled[row : row + 1])

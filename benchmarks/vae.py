@@ -45,7 +45,7 @@ def decode(config: VideoVAEConfig, thw: tuple[int, int, int], dtype: torch.dtype
     ours, theirs = build_pair(config, dtype)
     latents = torch.randn(1, config.latent_channels, *thw).to(dtype)
     return {
-        "diffusers": torch.no_grad()(lambda: theirs.decode(latents).sample),
+        "diffusers": torch.no_grad()(lambda: theirs.decode(latents)),
         "ours": torch.no_grad()(partial(ours.decode, latents)),
     }
 
@@ -56,7 +56,7 @@ def encode(config: VideoVAEConfig, thw: tuple[int, int, int], dtype: torch.dtype
     t, h, w = thw
     pixels = torch.rand(1, 3, 4 * (t - 1) + 1, 8 * h, 8 * w).to(dtype) * 2 - 1
     return {
-        "diffusers": torch.no_grad()(lambda: theirs.encode(pixels).latent_dist.mode()),
+        "diffusers": torch.no_grad()(lambda: theirs.encode(pixels)),
         "ours": torch.no_grad()(partial(ours.encode, pixels)),
     }
 

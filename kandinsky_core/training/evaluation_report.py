@@ -26,12 +26,12 @@ GOALS: dict[str, dict[str, float]] = {
 }
 """What the first nano model was meant to reach."""
 FLOORS: dict[str, dict[str, float]] = {
-    "t2v": {"color": 0.8, "count": 0.8},
-    "i2v": {"color": 0.8, "size": 0.7},
-    "t2i": {"color": 0.75, "background": 0.75},
+    "t2v": {"color": 0.9, "count": 0.75, "shape": 0.6, "motion": 0.7, "all": 0.55},
+    "i2v": {"color": 0.9, "size": 0.8, "motion": 0.75},
+    "t2i": {"color": 0.9, "background": 0.8, "shape": 0.65},
 }
-"""What a sample of sixteen reaches unless something is broken. The bundled weights do not reach
-the goals for shape and motion, so these floors watch only what they can do."""
+"""What a sample of sixteen reaches unless something is broken: below the whole list's shares by
+what sixteen draws may vary."""
 ROWS = ("color", "shape", "motion", "all", "size", "count", "background", "camera")
 I2V_PSNR_GOAL = 25.0
 

