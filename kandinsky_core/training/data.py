@@ -30,7 +30,7 @@ from ..models import VideoVAE
 from ..models.latent_space import to_model_space
 from ..settings import DEFAULT_RELEASES, RELEASES
 from ..video import to_pixels
-from .layout import LABELS, scene_labels, scene_layout
+from .layout import scene_labels, scene_layout
 from .objectives import LatentBatch
 from .precision import compute_dtype
 from .world import LANGUAGES, Scene, caption, is_held_out, render, sample_scene
@@ -45,13 +45,6 @@ CAMERA_SHARE = 0.08
 TEXT_DROPOUT = 0.1
 MAX_SHARD, MIN_SHARDS = 100, 8
 """Clips in a shard at most, and shards of a bucket at least, so that processes share evenly."""
-HARD = {
-    ("shape", "star"): 3.0,
-    ("shape", "square"): 1.5,
-    ("motion", "rotate"): 3.0,
-    ("motion", "orbit"): 2.0,
-}
-"""What is learnt last, and how many times as often it is drawn towards the end."""
 FIRST_FRAME_SHARE = 0.25
 """Share of a video batch's rows that are image to video."""
 
@@ -203,15 +196,9 @@ class LatentCache:
             joined["labels"],
         )
 
-    def draw(self, count: int, generator: torch.Generator, *, hard: bool = False) -> LatentBatch:
-        """Draws a batch: clips, a caption of each or the null prompt, and image-to-video rows.
-
-        When `hard`, clips with what is in `HARD` come more often.
-        """
-        weights = torch.ones(len(self.captions))
-        for label, times in HARD.items() if hard else ():
-            weights *= 1 + (times - 1) * self.labels[:, LABELS.index(label)].float()
-        rows = torch.multinomial(weights, count, replacement=True, generator=generator)
+    def draw(self, count: int, generator: torch.Generator) -> LatentBatch:
+        """Draws a batch: clips, a caption of each or the null prompt, and image-to-video rows."""
+        rows = torch.randint(len(self.captions), (count,), generator=generator)
         chosen = torch.rand(3, count, generator=generator)
         prompts = [
             "" if drop < TEXT_DROPOUT else self.captions[row][int(which * len(self.captions[row]))]

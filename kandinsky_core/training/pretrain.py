@@ -86,23 +86,15 @@ class Phase(NamedTuple):
     """Where it ends, as a share of all steps."""
     shares: Mapping[Bucket, float]
     """Probability of each size; batches cost about the same."""
-    hard: bool = False
-    """Whether what is learnt last is drawn more often."""
 
 
-_ALL_SIZES = {
-    CLIPS: 0.64,
-    IMAGES: 0.12,
-    LONG: 0.08,
-    IMAGES_256: 0.04,
-    CLIPS_256: 0.08,
-    LONG_256: 0.04,
-}
 PHASES: tuple[Phase, ...] = (
     Phase(0.1, {IMAGES: 1.0}),
-    Phase(0.78, {CLIPS: 0.78, IMAGES: 0.22}),
-    Phase(0.92, _ALL_SIZES),
-    Phase(1.0, {**_ALL_SIZES, IMAGES: 0.25}, hard=True),
+    Phase(0.85, {CLIPS: 0.78, IMAGES: 0.22}),
+    Phase(
+        1.0,
+        {CLIPS: 0.64, IMAGES: 0.12, LONG: 0.08, IMAGES_256: 0.04, CLIPS_256: 0.08, LONG_256: 0.04},
+    ),
 )
 
 
@@ -147,8 +139,9 @@ class NanoModel(nn.Module):
         return TextConditioning(tokens, mask, pooled)
 
 
-def choose_bucket(phase: Phase, generator: torch.Generator) -> Bucket:
-    """Draws the size of a step's batch."""
+def choose_bucket(phases: Sequence[Phase], progress: float, generator: torch.Generator) -> Bucket:
+    """Draws the size of a step's batch; `progress` in [0, 1) is the share of steps done."""
+    phase = next(phase for phase in phases if progress < phase.until)
     weights = torch.tensor(list(phase.shares.values()))
     return list(phase.shares)[int(torch.multinomial(weights, 1, generator=generator))]
 
@@ -171,10 +164,9 @@ def make_objective(
 
     def objective(step: int) -> Mapping[str, Tensor]:
         # the seed without a rank is the same everywhere: equal sizes keep the processes in pace
-        phase = next(phase for phase in phases if step / num_steps < phase.until)
-        bucket = choose_bucket(phase, step_generator(seed + 1, step))
+        bucket = choose_bucket(phases, step / num_steps, step_generator(seed + 1, step))
         generator = step_generator(seed, step, rank)
-        drawn = caches[bucket].draw(batch[bucket], generator, hard=phase.hard)
+        drawn = caches[bucket].draw(batch[bucket], generator)
         text = model.encode_text(drawn.prompts)
         with middle_tokens(model.transformer) as seen:
             flow = flow_loss(model.transformer, text, drawn, generator, dtype=dtype)
@@ -221,8 +213,8 @@ def train(group: Group, args: argparse.Namespace) -> None:
         {"nano": model, "readers": Readers(config.model_dim, config.pooled_dim)}
     )
     settings = LoopSettings(
-        Schedule(args.steps, warmup=60, decay=int(args.steps * args.decay)),
-        ema_decay=args.ema,
+        Schedule(args.steps, warmup=60, decay=int(args.steps * 0.6)),
+        ema_decay=0.998,
         save_every=200,
         log_every=25,
     )
@@ -249,10 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/nano"), help="run directory")
     parser.add_argument("--vae", type=Path, default=Path("runs/vae/vae.safetensors"))
     parser.add_argument("--init", type=Path, help="folder of finished weights to start from")
-    parser.add_argument("--steps", type=int, default=5700)
+    parser.add_argument("--steps", type=int, default=5250)
     parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--decay", type=float, default=0.6, help="share of the steps, at the end")
-    parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args(arguments)
