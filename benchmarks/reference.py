@@ -40,7 +40,12 @@ def build_pair(
         visual_cond=config.visual_cond,
     )
     theirs.load_state_dict(ours.state_dict())
-    return ours, theirs.to(dtype).eval().requires_grad_(False)
+    theirs = theirs.to(dtype).eval().requires_grad_(False)
+    for name, parameter in theirs.named_parameters():
+        # what from_pretrained keeps in fp32 and its forward pass relies on
+        if any(part in name for part in theirs._keep_in_fp32_modules or ()):
+            parameter.data = parameter.data.float()
+    return ours, theirs
 
 
 def make_inputs(config: DiTConfig, latent_thw: tuple[int, int, int], dtype: torch.dtype) -> dict:
