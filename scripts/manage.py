@@ -61,12 +61,16 @@ def _parser() -> argparse.ArgumentParser:
     thumbnails = verbs.add_parser("thumbnails", help="make workflows/*.jpg anew with nano")
     thumbnails.add_argument("--seed", type=int, default=0)
 
-    bench = verbs.add_parser("bench", help="measure against diffusers, into docs/benchmarks")
-    bench.add_argument("bench_args", nargs=argparse.REMAINDER, help="passed on to benchmarks")
+    verbs.add_parser("bench", help="measure against diffusers; further arguments are its own")
 
-    test = verbs.add_parser("test", help="lint, types and every test")
-    test.add_argument("pytest_args", nargs=argparse.REMAINDER, help="passed on to pytest")
+    verbs.add_parser("test", help="lint, types and every test; further arguments go to pytest")
     return parser
+
+
+def _parse(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our arguments, and those that another program gets (argparse would refuse its options)."""
+    ours = 1 if given[:1] in (["bench"], ["test"]) else len(given)
+    return _parser().parse_args(given[:ours]), given[ours:]
 
 
 def _end_like_ctrl_c(*_: object) -> None:
@@ -83,7 +87,7 @@ def main() -> int:
             signal.signal(getattr(signal, name), _end_like_ctrl_c)
     from tooling import checks, comfyui, demo, environment, thumbnails
 
-    arguments = _parser().parse_args()
+    arguments, passed_on = _parse(sys.argv[1:])
     try:
         if arguments.verb == "setup":
             environment.ensure(arguments.profile)
@@ -95,9 +99,9 @@ def main() -> int:
         elif arguments.verb == "thumbnails":
             thumbnails.make_thumbnails(arguments.seed)
         elif arguments.verb == "bench":
-            return checks.measure(arguments.bench_args)
+            return checks.measure(passed_on)
         else:
-            return checks.run_all(arguments.pytest_args)
+            return checks.run_all(passed_on)
     except KeyboardInterrupt:
         print("\nStopped.")
         return 130

@@ -213,7 +213,6 @@ class LatentCache:
             chosen[2] < share,
             prompts,
             self.layouts[rows].float(),
-            self.labels[rows].float(),
             self.bucket.rope_scale,
         )
 

@@ -34,8 +34,6 @@ class LatentBatch:
     """B captions; an empty one is the null prompt."""
     layout: Tensor
     """(B, T, O, E): see `layout.scene_layout`."""
-    labels: Tensor
-    """(B, len(LABELS)): see `layout.scene_labels`."""
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Divisor of the rotary angles (t, h, w) at this size."""
 

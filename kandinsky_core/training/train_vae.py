@@ -209,8 +209,8 @@ def make_objective(
 ) -> Objective:
     """The objective of `Loop`: single frames first, then kinds of batches in turn.
 
-    Every other batch holds hard scenes. When `finishing`, a trained autoencoder gets nothing
-    else, and no single frames first.
+    Every other cycle of batches holds hard scenes. When `finishing`, a trained autoencoder gets
+    nothing else, and no single frames first.
     """
 
     def objective(step: int) -> Mapping[str, Tensor]:

@@ -23,7 +23,7 @@ from kandinsky_core.training.data import (
     encode_bucket,
     sample_training_scene,
 )
-from kandinsky_core.training.layout import LABELS, OBJECT_ENTRIES
+from kandinsky_core.training.layout import OBJECT_ENTRIES
 from kandinsky_core.training.loop import Loop, LoopSettings, step_generator
 from kandinsky_core.training.objectives import (
     LatentBatch,
@@ -69,9 +69,9 @@ def toy_batch(rows: int = 4) -> LatentBatch:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(rows, 4, 2, 4, 4, generator=generator)
     given = torch.arange(rows) % 2 == 0
-    layout, labels = torch.zeros(rows, 2, 3, OBJECT_ENTRIES), torch.zeros(rows, len(LABELS))
+    layout = torch.zeros(rows, 2, 3, OBJECT_ENTRIES)
     prompts = ["a red circle"] * rows
-    return LatentBatch(latents, latents[:, :, :1] + 1, given, prompts, layout, labels)
+    return LatentBatch(latents, latents[:, :, :1] + 1, given, prompts, layout)
 
 
 def linear_loop(run_dir, num_steps=6) -> Loop:

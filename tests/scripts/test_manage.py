@@ -115,3 +115,19 @@ def test_failing_pip_is_tried_three_times(monkeypatch):
     with pytest.raises(ToolingError, match="pip install failed 3 times"):
         environment.pip("install", "x")
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "verb", "passed_on"),
+    [
+        (["bench", "--groups", "vae"], "bench", ["--groups", "vae"]),
+        (["test", "-k", "nabla"], "test", ["-k", "nabla"]),
+        (["test"], "test", []),
+        (["demo", "--seed", "3"], "demo", []),
+    ],
+)
+def test_options_of_other_programs_are_passed_on(given, verb, passed_on):
+    import manage
+
+    arguments, rest = manage._parse(given)
+    assert (arguments.verb, rest) == (verb, passed_on)

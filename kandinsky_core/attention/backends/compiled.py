@@ -47,8 +47,14 @@ def cache_folder() -> Path:
 
 def library_path() -> Path:
     """The library that fits this source, torch and processor; it need not exist."""
+    return cache_folder() / f"block_sparse-{_digest()}.so"
+
+
+@lru_cache(maxsize=1)
+def _digest() -> str:
+    """Names source, torch and processor; asked for at every call, and the same all along."""
     text = SOURCE.read_bytes() + f"{torch.__version__} {_capability()}".encode()
-    return cache_folder() / f"block_sparse-{hashlib.sha256(text).hexdigest()[:16]}.so"
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def build(*, verbose: bool = False) -> Path:
