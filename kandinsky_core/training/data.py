@@ -30,7 +30,7 @@ from ..models import VideoVAE
 from ..models.latent_space import to_model_space
 from ..settings import DEFAULT_RELEASES, RELEASES
 from ..video import to_pixels
-from .layout import scene_labels, scene_layout
+from .layout import LABELS, scene_labels, scene_layout
 from .objectives import LatentBatch
 from .precision import compute_dtype
 from .world import LANGUAGES, Scene, caption, is_held_out, render, sample_scene
@@ -47,6 +47,15 @@ MAX_SHARD, MIN_SHARDS = 100, 8
 """Clips in a shard at most, and shards of a bucket at least, so that processes share evenly."""
 FIRST_FRAME_SHARE = 0.25
 """Share of a video batch's rows that are image to video."""
+
+EMPHASIS: dict[tuple[str, str], float] = {
+    ("shape", "star"): 2.0,
+    ("shape", "square"): 1.3,
+    ("motion", "rotate"): 2.0,
+    ("motion", "orbit"): 1.5,
+    ("motion", "diagonal"): 1.5,
+}
+"""What is hard to learn is drawn more often, by these factors."""
 
 
 class Bucket(NamedTuple):
@@ -168,6 +177,11 @@ class LatentCache:
     labels: Tensor = field(repr=False)
     """(N, len(LABELS)) fp16."""
 
+    def __post_init__(self) -> None:
+        factors = torch.tensor([EMPHASIS.get(label, 1.0) for label in LABELS])
+        self.shares = torch.exp(self.labels.float() @ factors.log())
+        """(N,): how often each clip is drawn, relative to the others."""
+
     @classmethod
     def load(cls, folder: Path, bucket: Bucket, vae_config: VideoVAEConfig) -> LatentCache:
         """Reads all shards of a bucket.
@@ -198,7 +212,7 @@ class LatentCache:
 
     def draw(self, count: int, generator: torch.Generator) -> LatentBatch:
         """Draws a batch: clips, a caption of each or the null prompt, and image-to-video rows."""
-        rows = torch.randint(len(self.captions), (count,), generator=generator)
+        rows = torch.multinomial(self.shares, count, replacement=True, generator=generator)
         chosen = torch.rand(3, count, generator=generator)
         prompts = [
             "" if drop < TEXT_DROPOUT else self.captions[row][int(which * len(self.captions[row]))]

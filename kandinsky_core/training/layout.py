@@ -19,6 +19,7 @@ from .world import BACKGROUNDS, CAMERAS, COLORS, MOTIONS, SHAPES, SIZES, Scene
 from .world.scene import ObjectSpec, poses, views
 
 MAX_OBJECTS = 3
+_REACH = max(shape.radius for shape in SHAPES.values())
 _HALF_STEP = 0.1  # of the differences that give speeds, in clip lengths
 _POSE_ENTRIES = 9  # x y, log size, orientation as a cosine and a sine, speeds of all four
 OBJECT_ENTRIES = 1 + _POSE_ENTRIES + len(SHAPES) + len(COLORS) + len(BACKGROUNDS) + 2
@@ -103,6 +104,33 @@ def scene_labels(scene: Scene, *, image: bool) -> Tensor:
     return torch.tensor([float(label in present) for label in LABELS])
 
 
+def near_objects(layout: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Which cells of a latent grid hold an object or border on one.
+
+    Args:
+        layout: (B, T, O, E) from `scene_layout`.
+        grid_hw: Cells per latent frame.
+
+    Returns:
+        (B, 1, T, H, W) in [0, 1].
+    """
+    distances = _offsets(layout, grid_hw).norm(dim=-1)  # (B, T, H, W, O)
+    sizes = SIZES["medium"] * layout[..., 3].exp()  # (B, T, O)
+    reach = _REACH * rearrange(sizes, "b t o -> b t 1 1 o")
+    near = ((reach - distances) * (grid_hw[0] / 2) + 1).clamp(0, 1)
+    present = rearrange(layout[..., 0], "b t o -> b t 1 1 o")
+    return rearrange((near * present).amax(-1), "b t h w -> b 1 t h w")
+
+
+def _offsets(layout: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """From the middle of every cell to every object (B, T, H, W, O, 2): x, y in world units."""
+    height, width = grid_hw
+    y = (torch.arange(height, device=layout.device) + 0.5) * (2 / height) - 1
+    x = (torch.arange(width, device=layout.device) + 0.5) * (2 / width) - 1
+    places = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1)  # (H, W, 2)
+    return rearrange(layout[..., 1:3], "b t o c -> b t 1 1 o c") - places[:, :, None]
+
+
 def token_targets(layout: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     """What each token should know: the object nearest to it, seen from the token.
 
@@ -115,11 +143,7 @@ def token_targets(layout: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         object's other entries.
     """
     height, width = grid_hw
-    device = layout.device
-    y = (torch.arange(height, device=device) + 0.5) * (2 / height) - 1
-    x = (torch.arange(width, device=device) + 0.5) * (2 / width) - 1
-    places = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1)  # (H, W, 2): x, y
-    offsets = rearrange(layout[..., 1:3], "b t o c -> b t 1 1 o c") - places[:, :, None]
+    offsets = _offsets(layout, grid_hw)
     distances = offsets.norm(dim=-1)  # (B, T, H, W, O)
     absent = rearrange(layout[..., 0] == 0, "b t o -> b t 1 1 o")
     nearest = distances.masked_fill(absent, torch.inf).argmin(-1, keepdim=True)  # (B, T, H, W, 1)
