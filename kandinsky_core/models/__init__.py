@@ -1,6 +1,6 @@
 """The networks: CrossDiT and the two autoencoders."""
 
-from .dit import AroundBlocks, CrossDiT
+from .dit import AroundBlock, AroundBlocks, CrossDiT
 from .latent_space import to_model_space, to_vae_space
 from .ops import Ops, TorchOps
 from .tiling import TilePlan, plan_tiles
@@ -9,6 +9,7 @@ from .vae_memory import tile_bytes
 from .vae_video import VideoVAE
 
 __all__ = [
+    "AroundBlock",
     "AroundBlocks",
     "CrossDiT",
     "ImageVAE",

@@ -11,6 +11,7 @@ Letters: B batch, C channels, T H W latent grid, S visual tokens, L text tokens,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ from .rope import rope_1d, rope_3d
 AroundBlocks = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 """Stands around the visual blocks: takes their input (B, S, D) and the function that runs them,
 and returns what should count as their output. See `caching/`."""
+AroundBlock = Callable[[int, Tensor, Callable[[Tensor], Tensor]], Tensor]
+"""Stands around each visual block: takes its number, its input (B, S, D) and the function that
+runs it, and returns what should count as its output."""
 
 
 class CrossDiT(nn.Module):
@@ -91,6 +95,7 @@ class CrossDiT(nn.Module):
         rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
         attend: Attend = attend,
         around_blocks: AroundBlocks | None = None,
+        around_block: AroundBlock | None = None,
         nabla: Nabla | None = None,
     ) -> Tensor:
         """Predict velocity = noise - latents.
@@ -106,6 +111,7 @@ class CrossDiT(nn.Module):
             rope_scale: Divisor of the rotary angles per axis (t, h, w).
             attend: Attention backend for every attention of the network.
             around_blocks: Decides whether the visual blocks run; None always runs them.
+            around_block: The same for each of them; with NABLA it sees tokens in tile order.
             nabla: Makes the attention among visual tokens sparse; None leaves it dense. Text is
                 always attended to densely.
 
@@ -127,13 +133,18 @@ class CrossDiT(nn.Module):
             rope = tiling.tile(rope[None])[0]
             self_attends = nabla.layers(len(self_attends), attend, tiling, x.device)
 
+        def run_block(index: int, visual: Tensor) -> Tensor:
+            block = self.visual_transformer_blocks[index]
+            return block(visual, text, time_embed, rope, text_mask, attend, self_attends[index])
+
         def run_blocks(visual: Tensor) -> Tensor:
             if tiling is not None:
                 visual = tiling.tile(visual)
-            for block, self_attend in zip(
-                self.visual_transformer_blocks, self_attends, strict=True
-            ):
-                visual = block(visual, text, time_embed, rope, text_mask, attend, self_attend)
+            for index in range(len(self_attends)):
+                if around_block is None:
+                    visual = run_block(index, visual)
+                else:
+                    visual = around_block(index, visual, partial(run_block, index))
             return visual if tiling is None else tiling.untile(visual)
 
         # the embedded input has no name here, so that it is freed after the first block

@@ -187,13 +187,18 @@ class LatentCache:
         """Reads all shards of a bucket.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if there are none, or an older version of this package wrote them.
         """
         names = ("latents", "layouts", "labels") + (() if bucket.is_image else ("first_frames",))
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         captions = []
         for path in _shard_paths(folder, bucket):
             with safe_open(path, framework="pt") as file:
+                if lacking := set(names) - set(file.keys()):
+                    raise ValueError(
+                        f"{path} lacks {', '.join(sorted(lacking))}: it was encoded by an older "
+                        f"version; delete {folder} to have it encoded again"
+                    )
                 for name in names:
                     parts[name].append(file.get_tensor(name))
                 captions += json.loads(file.metadata()["captions"])

@@ -25,11 +25,12 @@ from ...kandinsky_core.attention import Attend, Nabla
 from ...kandinsky_core.checkpoint import CheckpointInfo, assign_weights, open_checkpoint
 from ...kandinsky_core.config import DiTConfig
 from ...kandinsky_core.flow import VisualCondition
-from ...kandinsky_core.models import AroundBlocks, CrossDiT
+from ...kandinsky_core.models import AroundBlock, AroundBlocks, CrossDiT
 from ...kandinsky_core.settings import SamplingSettings
 from .attention import chosen_attention
 from .caching import around_blocks
 from .latents import SPACE, LatentSpace, pixel_size, space_of_transformer
+from .patches import around_block, shows_first_frame
 from .sampling import FlowSampling
 
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
@@ -105,6 +106,7 @@ class Network(CrossDiT):
         attend: Attend,
         nabla: Nabla | None = None,
         around_blocks: AroundBlocks | None = None,
+        around_block: AroundBlock | None = None,
         text_mask: Tensor | None = None,
         first_frame: Tensor | None = None,
         **_: Any,
@@ -121,6 +123,7 @@ class Network(CrossDiT):
             rope_scale=rope_scale,
             attend=attend,
             around_blocks=around_blocks,
+            around_block=around_block,
             nabla=nabla,
         )
         return velocity[:, :, 0] if is_image else velocity
@@ -233,6 +236,8 @@ class Kandinsky5(comfy.model_base.BaseModel):
         """Denoise; a first frame is put into x, and into the result, so that any sampler lands
         on it exactly."""
         options = transformer_options or {}
+        if not shows_first_frame(options):
+            first_frame = None
         nabla, attend = chosen_attention(options, settings, x, self.info.config)
         condition = VisualCondition(first_frame=first_frame)
         denoised = super()._apply_model(
@@ -247,6 +252,7 @@ class Kandinsky5(comfy.model_base.BaseModel):
             attend=attend,
             nabla=nabla,
             around_blocks=around_blocks(options),
+            around_block=around_block(options),
             **kwargs,
         )
         return denoised if first_frame is None else condition.impose(denoised)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from kandinsky_core.config import NanoTextConfig
@@ -23,11 +24,13 @@ from kandinsky_core.training.data import (
     encode_bucket,
     sample_training_scene,
 )
-from kandinsky_core.training.layout import OBJECT_ENTRIES
+from kandinsky_core.training.layout import OBJECT_ENTRIES, scene_layout
 from kandinsky_core.training.loop import Loop, LoopSettings, step_generator
 from kandinsky_core.training.objectives import (
+    FOCUS,
     LatentBatch,
     flow_loss,
+    focus,
     network_input,
     sample_times,
 )
@@ -42,7 +45,7 @@ from kandinsky_core.training.train_vae import (
     vae_losses,
 )
 from kandinsky_core.training.train_vae import sample_training_scene as sample_vae_scene
-from kandinsky_core.training.world import is_held_out, vocabulary
+from kandinsky_core.training.world import ObjectSpec, Scene, is_held_out, vocabulary
 from kandinsky_core.variants import NANO_VIDEO_VAE, VARIANTS
 
 TINY = replace(
@@ -197,6 +200,18 @@ def test_given_first_frame_has_no_loss():
     assert torch.equal(loss(batch.latents), loss(changed))
 
 
+def test_latents_around_an_object_count_more_where_there_is_little_noise():
+    star = ObjectSpec("star", "red", "medium", "still", x=0.5, y=-0.5)
+    layout = scene_layout(Scene("gray", objects=(star,)), 1, 1)[None].expand(3, -1, -1, -1)
+    weights = focus(layout, torch.tensor([1.0, 0.75, 0.2]), (16, 16))
+    assert weights.shape == (3, 1, 1, 16, 16)
+    # the cell at the object's middle, three quarters to the right and one down
+    assert weights[:, 0, 0, 4, 12].tolist() == [1.0, 1 + FOCUS / 2, 1 + FOCUS]
+    assert weights[:, 0, 0, 12, 4].tolist() == [1.0, 1.0, 1.0]
+    empty = torch.zeros(1, 1, 3, layout.shape[-1])
+    assert focus(empty, torch.zeros(1), (16, 16)).unique().tolist() == [1.0]
+
+
 def test_pretraining_overfits_one_batch():
     model, batch = tiny_model(), toy_batch()
     optimizers = make_optimizers(model, 1e-2)
@@ -281,6 +296,24 @@ def test_cache_is_resumable_and_feeds_the_objective(tmp_path):
     assert values["loss"].item() == objective(3)["loss"].item()
     values["loss"].backward()
     assert all(param.grad is not None for param in readers.parameters())
+
+
+def test_stars_are_drawn_more_often_than_there_are(tmp_path):
+    vae = VideoVAE(TINY_VAE)
+    encode_bucket(vae, TOY, 40, tmp_path, seed=0, group=Group())
+    cache = LatentCache.load(tmp_path, TOY, TINY_VAE)
+    stars = torch.tensor([any("star" in text for text in texts) for texts in cache.captions])
+    is_star = dict.fromkeys(text for i in stars.nonzero() for text in cache.captions[i])
+    batch = cache.draw(2000, torch.Generator().manual_seed(0))
+    drawn = [prompt in is_star for prompt in batch.prompts if prompt]
+    assert sum(drawn) / len(drawn) > 1.3 * stars.float().mean()
+
+
+def test_cache_of_an_older_version_is_named(tmp_path):
+    path = tmp_path / f"{TOY.name}-0000.safetensors"
+    save_file({"latents": torch.zeros(1, 4, 2, 8, 8)}, path, metadata={"captions": "[[]]"})
+    with pytest.raises(ValueError, match=r"lacks first_frames, labels, layouts.*older"):
+        LatentCache.load(tmp_path, TOY, TINY_VAE)
 
 
 def test_saved_model_loads_again(tmp_path):

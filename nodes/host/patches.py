@@ -1,0 +1,53 @@
+"""What native nodes ask of a diffusion model's forward pass: replaced blocks, context windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...kandinsky_core.models import AroundBlock
+
+BLOCK = "double_block"
+"""The host's name for a block that text and picture share; ours are numbered from 0."""
+
+
+def around_block(options: Mapping[str, Any]) -> AroundBlock | None:
+    """What stands around each visual block: patches such as those of SkipLayerGuidanceDiT.
+
+    A patch is called with {"img": tokens (B, S, D)} and {"original_block": ...}, as in the host's
+    other video models, and returns such a dictionary.
+
+    Args:
+        options: transformer_options of the call.
+    """
+    replaced = options.get("patches_replace", {}).get("dit", {})
+    patches = {number: patch for (kind, number), patch in _keyed(replaced) if kind == BLOCK}
+    if not patches:
+        return None
+
+    def around(index: int, visual: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        if index not in patches:
+            return run(visual)
+        original = {"original_block": lambda args: {**args, "img": run(args["img"])}}
+        return patches[index]({"img": visual}, original)["img"]
+
+    return around
+
+
+def _keyed(replaced: Mapping[Any, Any]) -> list[tuple[tuple[str, int], Any]]:
+    """The entries whose key is a kind and a number; other packs use longer keys for parts."""
+    return [(key, patch) for key, patch in replaced.items() if len(key) == 2]
+
+
+def shows_first_frame(options: Mapping[str, Any]) -> bool:
+    """Whether a call sees the start of the clip: a context window may begin later.
+
+    Args:
+        options: transformer_options of the call.
+    """
+    window = options.get("context_window")
+    if window is None or window.dim != 2:  # (B, C, T, H, W): along time
+        return True
+    return window.index_list[0] == 0
