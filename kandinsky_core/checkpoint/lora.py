@@ -118,7 +118,7 @@ def read_lora(path: str | Path) -> Lora:
         )
 
     tensors = _read(header, {name for roles in parts.values() for name in roles.values()})
-    (file,) = {entry.file for entry in header.tensors.values()}
+    file = next(iter(header.tensors.values())).file
     has_alphas = all("alpha" in roles for roles in parts.values())
     rule = AlphaRule() if has_alphas else read_alpha_rule(file, header.metadata)
     pairs = {
@@ -153,7 +153,7 @@ def add_triggers(prompt: str, triggers: Iterable[str]) -> str:
 
 def _pair(path: Path, module: str, tensors: Mapping[Role, Tensor], rule: AlphaRule) -> LoraPair:
     down, up = tensors["down"], tensors["up"]
-    fits = down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1]
+    fits = down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1] > 0
     if not fits or not (down.is_floating_point() and up.is_floating_point()):
         raise CheckpointError(
             f"{path} holds no product of matrices for {module}: its two tensors are "
@@ -162,6 +162,11 @@ def _pair(path: Path, module: str, tensors: Mapping[Role, Tensor], rule: AlphaRu
         )
     rank = down.shape[0]
     if "alpha" in tensors:
+        if tensors["alpha"].numel() != 1:
+            raise CheckpointError(
+                f"{path} holds an alpha of shape {tuple(tensors['alpha'].shape)} for {module}, "
+                "expected one number; download it again."
+            )
         return LoraPair(down, up, float(tensors["alpha"]) / rank)
     try:
         return LoraPair(down, up, rule.scale(module, rank))

@@ -289,6 +289,14 @@ def test_what_is_no_usable_lora_is_one_sentence(tmp_path, names, words):
         read_lora(tmp_path / "x.safetensors")
 
 
+def test_an_alpha_that_is_no_number(tmp_path, matrices, write):
+    tensors = load_file(write(matrices, "comfyui"))
+    tensors[f"diffusion_model.{LAYERS[0]}.alpha"] = torch.ones(2)
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"an alpha of shape \(2,\) for visual_"):
+        read_lora(tmp_path / "x.safetensors")
+
+
 def test_files_that_are_not_safetensors(tmp_path):
     torch.save({"x.lora_A.weight": torch.ones(1)}, tmp_path / "lora.pt")
     with pytest.raises(CheckpointError, match="is a pickle"):
