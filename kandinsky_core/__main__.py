@@ -1,4 +1,4 @@
-"""Command line: `python -m kandinsky_core` with generate, calibrate, identify or build-kernel."""
+"""Command line: `python -m kandinsky_core` and one of its commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .cli_options import add_model, add_prompt, add_sampling, add_speed
+from .cli_lora import add_lora_commands
+from .cli_options import add_model, add_prompt, add_sampling, add_speed, parse_lora
 from .errors import import_extra
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     tell.add_argument("--json", action="store_true", help="print JSON")
     tell.set_defaults(run=run_identify)
 
+    add_lora_commands(commands)
+
     kernel = commands.add_parser(
         "build-kernel", help="compile the CPU kernel of sparse attention, once (optional)"
     )
@@ -102,6 +105,8 @@ def run_generate(args: argparse.Namespace) -> None:
     cache = make_magcache(args, info)
     request = _request(args, task)
     pipeline = _load(args)
+    for match in pipeline.loras:
+        _note(match.note)
     _mention_unknown_words(pipeline, args.prompt)
     result = sample_with_progress(pipeline, request, cache)
     metadata = {
@@ -114,6 +119,8 @@ def run_generate(args: argparse.Namespace) -> None:
         "cfg": f"{result.settings.guidance_scale:g}",
         "shift": f"{result.settings.shift:g}",
     }
+    if args.lora:
+        metadata["lora"] = ", ".join(args.lora)
     if cache is not None:
         metadata["magcache"] = f"{cache.threshold:g}, {cache.ratios.source}"
     budget = None if args.vae_memory is None else int(args.vae_memory * GIB)
@@ -178,8 +185,7 @@ def make_magcache(args: argparse.Namespace, info: CheckpointInfo) -> MagCache | 
         if assumed:
             guess = ", ".join(assumed)
             note = f"MagCache takes this model for {release} (a guess: {guess})"
-    if note:
-        sys.stderr.write(f"note: {note}\n")
+    _note(note)
     if isinstance(args.magcache, float):
         return MagCache(ratios, threshold=args.magcache)
     return MagCache(ratios)
@@ -208,6 +214,7 @@ def _request(args: argparse.Namespace, task: Task) -> GenerateRequest:
         shift=args.shift,
         rope_scale=tuple(args.rope_scale) if args.rope_scale else None,
         seed=args.seed,
+        use_triggers=not args.no_lora_trigger,
     )
 
 
@@ -223,6 +230,7 @@ def _load(args: argparse.Namespace) -> Pipeline:
         text_encoder=args.text_encoder,
         dtype=dtypes.get(args.dtype),
         device=args.device,
+        loras=[parse_lora(each) for each in args.lora],
     )
 
 
@@ -323,7 +331,12 @@ def _mention_unknown_words(pipeline: Pipeline, prompt: str) -> None:
     if isinstance(pipeline.text_encoder, NanoTextEncoder):
         words = pipeline.text_encoder.unknown_words(prompt)
         if words:
-            sys.stderr.write(f"note: this model never learnt: {', '.join(words)}\n")
+            _note(f"this model never learnt: {', '.join(words)}")
+
+
+def _note(text: str) -> None:
+    if text:
+        sys.stderr.write(f"note: {text}\n")
 
 
 def _say(line: str) -> None:

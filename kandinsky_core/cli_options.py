@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 
@@ -31,6 +32,18 @@ def add_model(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--dtype", choices=("fp32", "bf16", "fp16"), help="of the weights (default: as in the file)"
     )
     parts.add_argument("--device", default="cpu", help='"cpu" (default), "cuda", "mps"...')
+    parts.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="add a LoRA, at strength 1 unless another is given; may be repeated",
+    )
+    parts.add_argument(
+        "--no-lora-trigger",
+        action="store_true",
+        help="do not put the LoRAs' trigger texts before the prompt",
+    )
     return parts
 
 
@@ -73,3 +86,21 @@ def add_speed(command: argparse.ArgumentParser) -> None:
         help="ratios that `calibrate` measured (default: those published for the checkpoint); "
         "turns MagCache on",
     )
+
+
+def parse_lora(value: str) -> tuple[Path, float]:
+    """Take `FILE[:STRENGTH]` apart.
+
+    Raises:
+        ValueError: The strength is not a finite number.
+    """
+    file, colon, last = value.rpartition(":")
+    try:
+        strength = float(last)
+    except ValueError:
+        colon = ""  # a drive's, or part of the name
+    if not colon:
+        return Path(value), 1.0
+    if not math.isfinite(strength):
+        raise ValueError(f"--lora {value} has the strength {last}: give a number such as 0.8")
+    return Path(file), strength

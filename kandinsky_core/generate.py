@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .caching import BlockCache
+from .checkpoint import add_triggers
 from .flow import (
     Step,
     VisualCondition,
@@ -69,6 +70,8 @@ class GenerateRequest:
     """Share of attention that NABLA's kept blocks must cover, in [0, 1]."""
     seed: int = 0
     """Of the starting noise, from 0 to 2**64 - 1."""
+    use_triggers: bool = True
+    """Put the trigger texts of the pipeline's LoRAs before the prompt."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def generate(
     noise = make_noise(shape.latent_shape(channels, geometry=geometry), request.seed)
 
     image = None if request.image is None else fit_image(request.image, size)
-    positive = _encode_text(pipeline, request.prompt, request.task, image)
+    prompt = add_triggers(request.prompt, pipeline.triggers if request.use_triggers else ())
+    positive = _encode_text(pipeline, prompt, request.task, image)
     negative = None
     if settings.guidance_scale != 1:
         negative = _encode_text(pipeline, settings.negative_prompt, request.task, image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -11,10 +12,15 @@ import torch
 from .attention import Attend, Nabla, attend
 from .checkpoint import (
     CheckpointInfo,
+    LoraMatch,
     identify,
+    layer_shapes,
     load_text_encoder_nano,
     load_transformer,
     load_vae,
+    match_lora,
+    merge_loras,
+    read_lora,
 )
 from .config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from .models import CrossDiT, ImageVAE, VideoVAE
@@ -41,6 +47,13 @@ class Pipeline:
     """What it can make; other tasks are refused."""
     attend: Attend = attend
     """Attention backend."""
+    loras: tuple[LoraMatch, ...] = ()
+    """What was added to the transformer."""
+
+    @property
+    def triggers(self) -> list[str]:
+        """Texts that the LoRAs want before the prompt."""
+        return [match.lora.trigger for match in self.loras if match.lora.trigger]
 
     @property
     def geometry(self) -> Geometry:
@@ -83,6 +96,7 @@ def load_pipeline(
     text_encoder: str | Path | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    loras: Sequence[tuple[str | Path, float]] = (),
 ) -> Pipeline:
     """Load a transformer with the VAE and text encoder that belong to it.
 
@@ -93,6 +107,7 @@ def load_pipeline(
             nano's file; needed where `model` is a single file, unless of nano.
         dtype: Of the weights; None keeps the files' for large models. Nano runs in fp32.
         device: Where everything runs; the large text encoder stays on the CPU in between.
+        loras: Files of LoRAs to add to the transformer, each with its strength.
 
     Returns:
         The parts, ready for `generate`.
@@ -116,6 +131,7 @@ def load_pipeline(
         text_encoder = text_encoder or _part(info.path, "text_encoder", "--text-encoder").parent
     _check_vae(info, identify(vae, component="vae"))
 
+    matches = _match_loras(info, [path for path, _ in loras])
     # whatever can be missing is looked for before the largest part is read
     encoder: TextEncoder
     if is_nano:
@@ -124,7 +140,19 @@ def load_pipeline(
         encoder = load_qwen_clip_folder(text_encoder, dtype=dtype, device=device, offload=True)
     loaded_vae = load_vae(vae, dtype=dtype, device=device)
     transformer, _ = load_transformer(info.path, dtype=dtype, device=device)
-    return Pipeline(transformer, encoder, loaded_vae, info.settings, info.tasks)
+    merge_loras(transformer, zip(matches, (strength for _, strength in loras), strict=True))
+    return Pipeline(
+        transformer, encoder, loaded_vae, info.settings, info.tasks, loras=tuple(matches)
+    )
+
+
+def _match_loras(model: CheckpointInfo, paths: Sequence[str | Path]) -> list[LoraMatch]:
+    """Read LoRAs and refuse those of another model, before the model itself is read."""
+    if not paths:
+        return []
+    assert isinstance(model.config, DiTConfig), model
+    shapes = layer_shapes(CrossDiT(model.config, device="meta"))
+    return [match_lora(read_lora(path), shapes) for path in paths]
 
 
 def _part(model: Path, name: str, option: str) -> Path:

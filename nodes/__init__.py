@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .decode import Decode
 from .latents import EmptyLatent, ImageToVideo, NormalizeFirstFrames
 from .loaders import LoadModel, LoadTextEncoders, LoadVAE
+from .lora import LoadLora
 from .magcache import CacheSteps, CalibrateCache
 from .nabla import SparseAttention
 from .nabla_inspector import NablaInspector
@@ -29,6 +30,7 @@ NODES: list[type[io.ComfyNode]] = [
     CacheSteps,
     CalibrateCache,
     NablaInspector,
+    LoadLora,
 ]
 
 

@@ -11,18 +11,41 @@ from .load import (
     load_vae,
     open_checkpoint,
 )
+from .lora import Lora, LoraPair, add_triggers, read_lora
+from .lora_apply import (
+    LoraMatch,
+    fitting_variants,
+    layer_shapes,
+    match_lora,
+    merge_loras,
+    name_layers,
+)
+from .lora_save import SavedStyle, lora_tensors, save_lora
 from .save import save_checkpoint
 
 __all__ = [
     "Checkpoint",
     "CheckpointInfo",
+    "Lora",
+    "LoraMatch",
+    "LoraPair",
+    "SavedStyle",
+    "add_triggers",
     "assign_weights",
     "describe_metadata",
+    "fitting_variants",
     "identify",
+    "layer_shapes",
     "load_text_encoder_nano",
     "load_transformer",
     "load_vae",
+    "lora_tensors",
+    "match_lora",
+    "merge_loras",
+    "name_layers",
     "open_checkpoint",
     "read_header",
+    "read_lora",
     "save_checkpoint",
+    "save_lora",
 ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -101,7 +101,13 @@ def describe(scene: Scene, rng: np.random.Generator, *, image: bool) -> list[str
 
 @torch.no_grad()
 def encode_shard(
-    vae: VideoVAE, bucket: Bucket, count: int, seed: int, index: int, folder: Path
+    vae: VideoVAE,
+    bucket: Bucket,
+    count: int,
+    seed: int,
+    index: int,
+    folder: Path,
+    change: Callable[[Scene], Scene] | None = None,
 ) -> None:
     """Renders, describes and encodes the scenes of one shard, and writes it.
 
@@ -112,6 +118,7 @@ def encode_shard(
         seed: Of the whole cache.
         index: Number of the shard.
         folder: Where the file goes; existing shards are kept.
+        change: What is done to a scene after it was described, so that captions know nothing of it.
     """
     path = _shard_path(folder, bucket, index)
     if path.exists():
@@ -119,6 +126,8 @@ def encode_shard(
     rng = np.random.default_rng([seed, zlib.crc32(bucket.name.encode()), index])
     scenes = [sample_training_scene(rng) for _ in range(count)]
     captions = [describe(scene, rng, image=bucket.is_image) for scene in scenes]
+    if change is not None:
+        scenes = [change(scene) for scene in scenes]
     latents, first_frames = [], []
     dtype = compute_dtype()  # bf16 moves a latent by 1 % of its deviation
     for scene in scenes:
@@ -149,13 +158,17 @@ def encode_bucket(
     *,
     seed: int,
     group: Group,
+    change: Callable[[Scene], Scene] | None = None,
 ) -> None:
-    """Encodes about `count` clips, the shards divided among the processes of the group."""
+    """Encodes about `count` clips, the shards divided among the processes of the group.
+
+    `change` is applied to each scene after it was described.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shard_size = min(MAX_SHARD, -(-count // MIN_SHARDS))
     num_shards = -(-count // shard_size)
     for index in range(group.rank, num_shards, group.size):
-        encode_shard(vae, bucket, shard_size, seed, index, folder)
+        encode_shard(vae, bucket, shard_size, seed, index, folder, change)
     if group.is_main:
         logger.info("encoded %d clips of %s", num_shards * shard_size, bucket.name)
 

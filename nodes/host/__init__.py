@@ -11,6 +11,7 @@ from .caching import measure_ratios, with_magcache
 from .files import NANO, Folder, choices, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
 from .latents import SPACE, pixel_size
+from .lora import with_lora, with_triggers
 from .model import (
     FIRST_FRAME,
     WEIGHT_DTYPES,
@@ -62,6 +63,8 @@ __all__ = [
     "to_vae_space",
     "with_attention",
     "with_foreign_nabla",
+    "with_lora",
     "with_magcache",
+    "with_triggers",
     "with_watch",
 ]

@@ -10,7 +10,7 @@ from typing import Literal
 
 import folder_paths
 
-Folder = Literal["diffusion_models", "text_encoders", "vae"]
+Folder = Literal["diffusion_models", "text_encoders", "vae", "loras"]
 
 NANO = "nano (bundled)"
 """List entry of the weights that come with the pack."""

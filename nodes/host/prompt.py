@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
+from typing import Any
+
+from ...kandinsky_core.checkpoint import add_triggers
+
+TRIGGERS = "k5_triggers"
+"""Tokenizer option: texts of LoRAs that belong before the prompt, a tuple."""
 
 _WEIGHTED = re.compile(r"(?<!\\)\(([^()]*):\s*[-+]?\d*\.?\d+\s*\)")
+
+
+def prepare_prompt(text: str, options: Mapping[str, Any] | None) -> str:
+    """What an encoder reads: the prompt without weights, after the triggers of a CLIP's LoRAs.
+
+    Args:
+        text: What the user wrote; an empty prompt stays empty, for it stands for no prompt.
+        options: Tokenizer options of the CLIP.
+    """
+    text = strip_weights(text)
+    return add_triggers(text, (options or {}).get(TRIGGERS, ())) if text.strip() else text
 
 
 def strip_weights(text: str) -> str:

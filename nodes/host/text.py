@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import identify
 from ...kandinsky_core.text import NanoTextEncoder, Task, load_nano_text_encoder
-from .prompt import strip_weights
+from .prompt import prepare_prompt
 from .text_qwen import QwenClipModel, QwenClipTokenizer, read_qwen_clip
 
 Tokens = dict[str, Any]
@@ -49,10 +49,12 @@ class NanoTokenizer:
         self,
         text: str,
         return_word_ids: bool = False,
+        *,
+        tokenizer_options: dict[str, Any] | None = None,
         **_: Any,
     ) -> Tokens:
         """Tokenize a prompt; words that the encoder never learnt are named in the log."""
-        text = strip_weights(text)
+        text = prepare_prompt(text, tokenizer_options)
         unknown = self._encoder.unknown_words(text)
         if unknown:
             logging.warning(
@@ -141,6 +143,11 @@ def _load_qwen_clip(qwen: Path, clip: Path) -> comfy.sd.CLIP:
     return loaded
 
 
+def is_ours(clip: comfy.sd.CLIP) -> bool:
+    """Whether a CLIP comes from `load_text_encoders`."""
+    return isinstance(clip.tokenizer, NanoTokenizer | QwenClipTokenizer)
+
+
 def encode_text(
     clip: comfy.sd.CLIP, text: str, task: Task, images: Tensor | None = None
 ) -> list[Any]:
@@ -155,7 +162,7 @@ def encode_text(
     Raises:
         ValueError: The CLIP is of another family.
     """
-    if not isinstance(clip.tokenizer, NanoTokenizer | QwenClipTokenizer):
+    if not is_ours(clip):
         raise ValueError(
             "clip: expected one from Load Text Encoders (Kandinsky 5), found "
             f"{type(clip.tokenizer).__name__}; other encoders give text this model cannot read."

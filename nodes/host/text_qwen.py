@@ -28,7 +28,7 @@ from ...kandinsky_core.text import (
     TEMPLATES,
     halve_images,
 )
-from .prompt import strip_weights
+from .prompt import prepare_prompt
 
 QWEN = "qwen25_7b"
 CLIP_L = "clip_l"
@@ -111,10 +111,10 @@ class QwenClipTokenizer:
         Args:
             text: The prompt; it goes in as it is, weights of the form (word:1.2) aside.
             return_word_ids: Whether each pair gets a third, empty, entry.
-            tokenizer_options: "task" chooses the template.
+            tokenizer_options: "task" chooses the template; `TRIGGERS` go before the prompt.
             images: Source images (B, 3, H, W) in [-1, 1], which an edit prompt needs.
         """
-        text = strip_weights(text)
+        text = prepare_prompt(text, tokenizer_options)
         kind = TASK_TEMPLATES[(tokenizer_options or {}).get("task", "t2v")]
         template = TEMPLATES[kind]
         chat = template.fill(text)

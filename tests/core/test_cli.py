@@ -164,6 +164,9 @@ def test_words_that_the_model_never_learnt_are_named(
         (["--cfg", "nan"], "must be a number"),
         (["--rope-scale", "1", "0", "1"], "above 0"),
         (["--seed", "-1"], "from 0 to"),
+        (["--lora", "nothing.safetensors"], "nothing.safetensors does not exist"),
+        (["--lora", "text.png:0.5"], "not a safetensors file"),
+        (["--lora", "text.png:inf"], "has the strength inf"),
     ],
 )
 def test_what_cannot_work_is_one_sentence_before_any_sampling(
@@ -197,6 +200,35 @@ def test_a_missing_extra_is_named_before_the_model_is_read(
     monkeypatch.setattr(errors.importlib, "import_module", refuse)
     assert run("--text-encoder", "not looked at") == 1
     assert 'pip install "kandinsky-core[video]"' in one_line(capsys)
+
+
+def test_loras_change_the_image_by_their_strength(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = "visual_transformer_blocks.{}.feed_forward.in_layer"
+    pair = {"A": torch.randn(2, 48, generator=generator), "B": torch.ones(96, 2)}
+    tensors = {f"{layer.format(0)}.lora_{half}.weight": value for half, value in pair.items()}
+    tensors |= {f"{layer.format(5)}.lora_{half}.weight": value for half, value in pair.items()}
+    save_checkpoint(tmp_path / "zorb.safetensors", tensors, {"trigger": "zorb"})
+    silent, half = "--no-lora-trigger", ["--lora", "zorb.safetensors:0.5"]
+    options = {
+        "plain": [],
+        "zero": ["--lora", "zorb.safetensors:0", silent],
+        "one": ["--lora", "zorb.safetensors", silent],
+        "halves": [*half, *half, silent],
+        "trigger": ["--lora", "zorb.safetensors"],
+    }
+    for name, given in options.items():
+        assert run("--task", "t2i", "--output", f"{name}.png", *given) == 0
+        error = capsys.readouterr().err
+        assert ("zorb.safetensors: 1 of 2 entries have no place" in error) == bool(given)
+    images = {name: read_image(tmp_path / f"{name}.png").astype(int) for name in options}
+    assert np.array_equal(images["plain"], images["zero"])
+    assert np.abs(images["plain"] - images["one"]).max() > 1
+    assert np.abs(images["halves"] - images["one"]).max() <= 1
+    assert np.abs(images["trigger"] - images["one"]).max() > 1
+    assert read_image_metadata(tmp_path / "one.png")["lora"] == "zorb.safetensors"
 
 
 def test_the_vae_of_another_model_is_refused(

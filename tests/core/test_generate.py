@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from kandinsky_core.checkpoint import Lora, LoraMatch, LoraPair
 from kandinsky_core.config import VideoVAEConfig
 from kandinsky_core.generate import (
     Generated,
@@ -69,6 +71,15 @@ def picture(height: int = 40, width: int = 60) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def with_trigger(pipeline: Pipeline, trigger: str) -> Pipeline:
+    """The pipeline with a LoRA that changes nothing and asks for a text."""
+    name = "out_layer.out_layer"
+    rows, columns = pipeline.transformer.out_layer.out_layer.weight.shape
+    pairs = {name: LoraPair(torch.zeros(1, columns), torch.zeros(rows, 1), 1.0)}
+    lora = Lora(Path("lora.safetensors"), "bare", pairs, (), "", {"trigger": trigger})
+    return replace(pipeline, loras=(LoraMatch(lora, pairs, ()),))
+
+
 def latent_bytes(result: Generated) -> bytes:
     return result.latents.numpy().tobytes()
 
@@ -79,6 +90,13 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_does_not(pipeline: Pipelin
     )
     assert first == again
     assert first != other
+
+
+def test_trigger_stands_before_the_prompt_but_not_before_the_negative(pipeline: Pipeline) -> None:
+    pipeline = with_trigger(pipeline, "zorb")
+    generate(pipeline, GenerateRequest("a"))
+    generate(pipeline, GenerateRequest("a", use_triggers=False))
+    assert pipeline.text_encoder.seen == ["zorb a", "nothing", "a", "nothing"]
 
 
 def test_settings_of_the_checkpoint_fill_what_is_left_open(pipeline: Pipeline) -> None:
