@@ -1,4 +1,4 @@
-"""Command line: `python -m kandinsky_core` with generate, calibrate, identify or build-kernel."""
+"""Command line: `python -m kandinsky_core` and a command; `--help` lists them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ examples:
   %(prog)s "a fox in the snow" --model Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers --device cuda
   %(prog)s "a fox in the snow" --model kandinsky5lite_t2v_sft_5s.safetensors \\
       --vae hunyuan_video_vae.safetensors --text-encoder folder_with_text_encoders
+  %(prog)s --prompts prompts.txt --output clips
 """
 CALIBRATE = """\
 Measure how much each step of a checkpoint resembles the one before it, which MagCache needs where
@@ -52,8 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_prompt(make)
-    make.add_argument("--output", type=Path, help=".mp4 or .png (default: output.mp4, output.png)")
+    add_prompt(make, or_list=True)
+    make.add_argument(
+        "--output",
+        type=Path,
+        help=".mp4 or .png (default: output.mp4, output.png), or a folder for --prompts (outputs)",
+    )
     make.add_argument("--sheet", type=Path, help="also write a contact sheet .png here")
     parts = add_model(make)
     parts.add_argument(
@@ -77,6 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_sampling(measure)
     measure.set_defaults(run=run_calibrate)
 
+    show = commands.add_parser("show", help="say what a video or an image was made with")
+    show.add_argument("path", type=Path, help="an .mp4 or .png of this program or of ComfyUI")
+    show.set_defaults(run=run_show)
+
     tell = commands.add_parser("identify", help="say what a weight file is and what it needs")
     tell.add_argument("path", type=Path, help="a .safetensors file or a folder")
     tell.add_argument("--json", action="store_true", help="print JSON")
@@ -91,35 +100,45 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    """Make one video or image and write it; whatever can be refused is refused at the start."""
+    """Make one video or image, or one for every prompt of a list.
+
+    Whatever can be refused is refused at the start.
+    """
+    from .cli_jobs import checksum, list_jobs, naming, result_metadata, unfinished
+    from .generate import settle
     from .pipeline import identify_model
 
     info = identify_model(args.model)
     task = _task(args, info)
-    output = check_outputs(args.output, args.sheet, task)
+    jobs = unfinished(list_jobs(args, _suffix(task)))
+    if not jobs:
+        return
+    for job in jobs:
+        job.output = check_outputs(job.output, job.sheet, task)
     if args.vae_memory is not None and not args.vae_memory > 0:
         raise ValueError(f"--vae-memory is {args.vae_memory}: give GiB, more than 0")
-    cache = make_magcache(args, info)
-    request = _request(args, task)
+    caches = [make_magcache(job, info) for job in jobs]
+    image = _image(args)
+    requests = [_request(job, task, image) for job in jobs]
     pipeline = _load(args)
-    _mention_unknown_words(pipeline, args.prompt)
-    result = sample_with_progress(pipeline, request, cache)
-    metadata = {
-        "prompt": args.prompt,
-        "negative_prompt": result.settings.negative_prompt,
-        "model": str(args.model),
-        "task": task,
-        "seed": str(args.seed),
-        "steps": str(result.settings.num_steps),
-        "cfg": f"{result.settings.guidance_scale:g}",
-        "shift": f"{result.settings.shift:g}",
-    }
-    if cache is not None:
-        metadata["magcache"] = f"{cache.threshold:g}, {cache.ratios.source}"
+    for job, request in zip(jobs, requests, strict=True):
+        with naming(job):
+            settle(pipeline, request)
     budget = None if args.vae_memory is None else int(args.vae_memory * GIB)
-    write_result(result, output, args.sheet, metadata, budget)
-    if cache is not None:
-        sys.stderr.write(cache.summary() + "\n")
+    sha256 = ""
+    for number, (job, request, cache) in enumerate(zip(jobs, requests, caches, strict=True), 1):
+        if args.prompts is not None:
+            sys.stderr.write(f"[{number}/{len(jobs)}] {job.prompt}\n")
+        _mention_unknown_words(pipeline, job.prompt)
+        with naming(job):
+            result = sample_with_progress(pipeline, request, cache)
+        sha256 = sha256 or checksum(info)
+        metadata = result_metadata(job, result, task=task, sha256=sha256)
+        if cache is not None:
+            metadata["magcache"] = f"{cache.threshold:g}, {cache.ratios.source}"
+        write_result(result, job.output, job.sheet, metadata, budget)
+        if cache is not None:
+            sys.stderr.write(cache.summary() + "\n")
 
 
 def run_calibrate(args: argparse.Namespace) -> None:
@@ -134,7 +153,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} cannot hold ratios: give a .json file")
     check_writable(args.output)
     import_extra("tqdm", "video")
-    calibration, request = Calibration(), _request(args, task)
+    calibration, request = Calibration(), _request(args, task, _image(args))
     result = sample_with_progress(_load(args), request, calibration)
     release = describe_release(info.release)
     measured_on = {
@@ -191,15 +210,20 @@ def _task(args: argparse.Namespace, info: CheckpointInfo) -> Task:
     return args.task or default_task(info.tasks, with_image=args.image is not None)
 
 
-def _request(args: argparse.Namespace, task: Task) -> GenerateRequest:
-    from .generate import GenerateRequest
+def _image(args: argparse.Namespace) -> np.ndarray | None:
     from .video import read_image
+
+    return read_image(args.image) if args.image else None
+
+
+def _request(args: argparse.Namespace, task: Task, image: np.ndarray | None) -> GenerateRequest:
+    from .generate import GenerateRequest
 
     return GenerateRequest(
         prompt=args.prompt,
         task=task,
         negative_prompt=args.negative_prompt,
-        image=read_image(args.image) if args.image else None,
+        image=image,
         height=args.height,
         width=args.width,
         num_frames=args.frames,
@@ -226,12 +250,17 @@ def _load(args: argparse.Namespace) -> Pipeline:
     )
 
 
+def _suffix(task: Task) -> str:
+    from .generate import STILL_TASKS
+
+    return ".png" if task in STILL_TASKS else ".mp4"
+
+
 def check_outputs(output: Path | None, sheet: Path | None, task: Task) -> Path:
     """Refuse outputs that could not be written; return where the result goes."""
     from .files import check_writable
-    from .generate import STILL_TASKS
 
-    suffix = ".png" if task in STILL_TASKS else ".mp4"
+    suffix = _suffix(task)
     output = output or Path(f"output{suffix}")
     if output.suffix.lower() != suffix:
         raise ValueError(
@@ -294,6 +323,13 @@ def write_result(
     if sheet is not None:
         write_contact_sheet(sheet, np.stack(shown), metadata=metadata)
         _say(str(sheet))
+
+
+def run_show(args: argparse.Namespace) -> None:
+    """Print what a video or an image was made with."""
+    from .video import describe_texts
+
+    _say(describe_texts(args.path))
 
 
 def run_identify(args: argparse.Namespace) -> None:

@@ -10,7 +10,10 @@ from .loaders import LoadModel, LoadTextEncoders, LoadVAE
 from .magcache import CacheSteps, CalibrateCache
 from .nabla import SparseAttention
 from .nabla_inspector import NablaInspector
-from .sampling import Sampler, Schedule, Settings
+from .presets import PresetValues
+from .prompt_list import PromptList
+from .sampling import Sampler, Schedule
+from .settings import Settings
 from .text import TextEncode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -29,6 +32,8 @@ NODES: list[type[io.ComfyNode]] = [
     CacheSteps,
     CalibrateCache,
     NablaInspector,
+    PresetValues,
+    PromptList,
 ]
 
 

@@ -1,8 +1,8 @@
 """Weight files: what they are, loading them, saving them."""
 
-from .header import read_header
+from .header import read_header, weight_files
 from .identify import describe_metadata, identify
-from .info import CheckpointInfo
+from .info import NEEDS, CheckpointInfo
 from .load import (
     Checkpoint,
     assign_weights,
@@ -14,6 +14,7 @@ from .load import (
 from .save import save_checkpoint
 
 __all__ = [
+    "NEEDS",
     "Checkpoint",
     "CheckpointInfo",
     "assign_weights",
@@ -25,4 +26,5 @@ __all__ = [
     "open_checkpoint",
     "read_header",
     "save_checkpoint",
+    "weight_files",
 ]

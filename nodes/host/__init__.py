@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from .attention import AttentionChoice, with_attention, with_watch
 from .caching import measure_ratios, with_magcache
-from .files import NANO, Folder, choices, locate, ratio_names, ratios_path
+from .chosen import attention_choice, with_settings
+from .files import NANO, Folder, choices, find_name, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
+from .inputs import fingerprint_input, input_texts, read_input_text
 from .latents import SPACE, pixel_size
 from .model import (
     FIRST_FRAME,
@@ -24,7 +26,7 @@ from .model import (
     to_model_space,
     to_vae_space,
 )
-from .run import set_conditioning
+from .run import set_conditioning, show_text
 from .sampling import sample_latents, sampling_shift
 from .text import TASKS, encode_text, load_text_encoders
 from .vae import decode_frames, encode_images, load_vae
@@ -37,11 +39,15 @@ __all__ = [
     "WEIGHT_DTYPES",
     "AttentionChoice",
     "Folder",
+    "attention_choice",
     "check_size",
     "choices",
     "decode_frames",
     "encode_images",
     "encode_text",
+    "find_name",
+    "fingerprint_input",
+    "input_texts",
     "is_kandinsky",
     "load_model",
     "load_text_encoders",
@@ -53,15 +59,18 @@ __all__ = [
     "pixel_size",
     "ratio_names",
     "ratios_path",
+    "read_input_text",
     "sample_latents",
     "sampling_shift",
     "set_conditioning",
     "settings_for",
+    "show_text",
     "space_name",
     "to_model_space",
     "to_vae_space",
     "with_attention",
     "with_foreign_nabla",
     "with_magcache",
+    "with_settings",
     "with_watch",
 ]
