@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .cli_options import add_model, add_prompt, add_sampling, add_speed
+from .cli_output import check_outputs, sample_with_progress, say, suffix_of, write_result
 from .errors import import_extra
 
 if TYPE_CHECKING:
-    from .caching import BlockCache, MagCache
+    from .caching import MagCache
     from .checkpoint import CheckpointInfo
-    from .generate import Generated, GenerateRequest
+    from .generate import GenerateRequest
     from .pipeline import Pipeline
     from .settings import Task
 
@@ -110,7 +111,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
     info = identify_model(args.model)
     task = _task(args, info)
-    jobs = unfinished(list_jobs(args, _suffix(task)))
+    jobs = unfinished(list_jobs(args, suffix_of(task)))
     if not jobs:
         return
     for job in jobs:
@@ -169,7 +170,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
         "seed": args.seed,
     }
     save_ratios(args.output, calibration.ratios(release), measured_on)
-    _say(str(args.output))
+    say(str(args.output))
     sys.stderr.write(f"use them with: generate --magcache --magcache-ratios {args.output}\n")
 
 
@@ -250,86 +251,11 @@ def _load(args: argparse.Namespace) -> Pipeline:
     )
 
 
-def _suffix(task: Task) -> str:
-    from .generate import STILL_TASKS
-
-    return ".png" if task in STILL_TASKS else ".mp4"
-
-
-def check_outputs(output: Path | None, sheet: Path | None, task: Task) -> Path:
-    """Refuse outputs that could not be written; return where the result goes."""
-    from .files import check_writable
-
-    suffix = _suffix(task)
-    output = output or Path(f"output{suffix}")
-    if output.suffix.lower() != suffix:
-        raise ValueError(
-            f"--output {output} cannot hold the result of {task}: give a {suffix} file"
-        )
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise ValueError(f"--sheet {sheet} cannot hold a contact sheet: give a .png file")
-    if sheet is not None and sheet.resolve() == output.resolve():
-        raise ValueError(f"--sheet {sheet} is the --output too: give it another name")
-    for path in filter(None, (output, sheet)):
-        check_writable(path)
-    import_extra("tqdm", "video")
-    if suffix == ".mp4":
-        import_extra("av", "video")
-    return output
-
-
-def sample_with_progress(
-    pipeline: Pipeline, request: GenerateRequest, cache: BlockCache | None = None
-) -> Generated:
-    """Sample under a progress bar, which appears with the first step."""
-    from .flow import Step
-    from .generate import generate
-
-    tqdm = import_extra("tqdm", "video").tqdm
-    with tqdm(desc="sampling", unit="step", delay=1e-3, mininterval=0, miniters=1) as bar:
-
-        def on_step(step: Step) -> None:
-            bar.total = step.num_steps
-            bar.update()
-
-        return generate(pipeline, request, on_step=on_step, cache=cache)
-
-
-def write_result(
-    result: Generated,
-    output: Path,
-    sheet: Path | None,
-    metadata: dict[str, str],
-    memory_budget: int | None,
-) -> None:
-    """Decode under a progress bar and write what was made, as it comes."""
-    from .video import write_contact_sheet, write_image, write_video
-
-    frames: Iterable[np.ndarray] = import_extra("tqdm", "video").tqdm(
-        result.frames(memory_budget=memory_budget),
-        desc="decoding",
-        total=result.shape.num_frames,
-        unit="frame",
-    )
-    shown: list[np.ndarray] = []
-    if sheet is not None:
-        frames = _remembering(frames, shown)
-    if output.suffix.lower() == ".png":
-        (image,) = frames
-        write_image(output, image, metadata=metadata)
-    else:
-        write_video(output, frames, fps=result.settings.fps, metadata=metadata)
-    _say(str(output))
-    if sheet is not None:
-        write_contact_sheet(sheet, np.stack(shown), metadata=metadata)
-        _say(str(sheet))
-
-
 def run_show(args: argparse.Namespace) -> None:
     """Print what a video or an image was made with."""
     from .video import describe_texts
 
-    _say(describe_texts(args.path))
+    say(describe_texts(args.path))
 
 
 def run_identify(args: argparse.Namespace) -> None:
@@ -337,20 +263,14 @@ def run_identify(args: argparse.Namespace) -> None:
     from .checkpoint import identify
 
     info = identify(args.path)
-    _say(json.dumps(info.to_dict(), indent=2) if args.json else info.describe())
+    say(json.dumps(info.to_dict(), indent=2) if args.json else info.describe())
 
 
 def run_build_kernel(args: argparse.Namespace) -> None:
     """Compile the attention kernel and say where it is."""
     from .attention import build_kernel
 
-    _say(str(build_kernel(verbose=args.verbose)))
-
-
-def _remembering(frames: Iterable[np.ndarray], shown: list[np.ndarray]) -> Iterator[np.ndarray]:
-    for frame in frames:
-        shown.append(frame)
-        yield frame
+    say(str(build_kernel(verbose=args.verbose)))
 
 
 def _mention_unknown_words(pipeline: Pipeline, prompt: str) -> None:
@@ -360,10 +280,6 @@ def _mention_unknown_words(pipeline: Pipeline, prompt: str) -> None:
         words = pipeline.text_encoder.unknown_words(prompt)
         if words:
             sys.stderr.write(f"note: this model never learnt: {', '.join(words)}\n")
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

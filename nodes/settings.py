@@ -185,7 +185,9 @@ class Settings(io.ComfyNode):
             "attention": ATTENTION[attention],
             "nabla_p": cdf_threshold,
         }
-        overrides = _set_before(model)
+        overrides = {
+            field: Override(value, BEFORE) for field, value in host.chosen_before(model).items()
+        }
         overrides |= {field: Override(value, TYPED) for field, value in typed.items() if value}
         chosen = choose_settings(
             host.settings_for(model, None),
@@ -210,18 +212,6 @@ class Settings(io.ComfyNode):
             settings.negative_prompt,
             report,
         )
-
-
-def _set_before(model: Any) -> dict[str, Override]:
-    """What other nodes chose for the MODEL, as overrides of its settings."""
-    choice = host.attention_choice(model)
-    found = {
-        "shift": host.sampling_shift(model),
-        "attention": choice.attention,
-        "nabla_p": choice.changes.get("cdf_threshold"),
-        "tile_thw": choice.changes.get("tile_thw"),
-    }
-    return {name: Override(value, BEFORE) for name, value in found.items() if value is not None}
 
 
 def _where_from(info: CheckpointInfo) -> str:

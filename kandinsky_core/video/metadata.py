@@ -32,8 +32,12 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give a video or a PNG.")
     with path.open("rb") as file:
-        if file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE:
+        is_png = file.read(len(_PNG_SIGNATURE)) == _PNG_SIGNATURE
+    if is_png:
+        try:
             return read_image_metadata(path)
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"{path} has a text that cannot be read: it is damaged.") from error
     av = import_extra("av", "video")
     try:
         with av.open(str(path)) as container:

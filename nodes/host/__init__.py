@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .attention import AttentionChoice, with_attention, with_watch
 from .caching import measure_ratios, with_magcache
-from .chosen import attention_choice, with_settings
+from .chosen import chosen_before, with_settings
 from .files import NANO, Folder, choices, find_name, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
 from .inputs import fingerprint_input, input_texts, read_input_text
@@ -39,9 +39,9 @@ __all__ = [
     "WEIGHT_DTYPES",
     "AttentionChoice",
     "Folder",
-    "attention_choice",
     "check_size",
     "choices",
+    "chosen_before",
     "decode_frames",
     "encode_images",
     "encode_text",

@@ -13,16 +13,24 @@ from comfy.model_patcher import ModelPatcher
 
 from ...kandinsky_core.settings import SamplingSettings
 from .attention import CHOICE, AttentionChoice, with_attention
-from .sampling import FlowSampling
+from .sampling import FlowSampling, sampling_shift
 
 ROPE_SCALE = "k5_rope_scale"
 """Key of transformer_options: divisors of the rotary angles (t, h, w)."""
 
 
-def attention_choice(model: ModelPatcher) -> AttentionChoice:
-    """What NABLA (Kandinsky 5) chose for a MODEL; the default if it did not."""
+def chosen_before(model: ModelPatcher) -> dict[str, Any]:
+    """Fields of `SamplingSettings` that nodes have set on a MODEL, ModelSamplingSD3 included."""
     options = model.model_options.get("transformer_options", {})
-    return options.get(CHOICE, AttentionChoice())
+    choice: AttentionChoice = options.get(CHOICE, AttentionChoice())
+    found = {
+        "shift": sampling_shift(model),
+        "rope_scale": options.get(ROPE_SCALE),
+        "attention": choice.attention,
+        "nabla_p": choice.changes.get("cdf_threshold"),
+        "tile_thw": choice.changes.get("tile_thw"),
+    }
+    return {field: value for field, value in found.items() if value is not None}
 
 
 def with_settings(model: ModelPatcher, settings: SamplingSettings) -> ModelPatcher:
@@ -39,7 +47,8 @@ def with_settings(model: ModelPatcher, settings: SamplingSettings) -> ModelPatch
     Raises:
         ValueError: A number is out of its range.
     """
-    before = attention_choice(model)
+    options = model.model_options.get("transformer_options", {})
+    before: AttentionChoice = options.get(CHOICE, AttentionChoice())
     changes = {**before.changes, "cdf_threshold": settings.nabla_p}
     choice = replace(before, attention=settings.attention, changes=changes)
     choice.nabla(settings)  # refuses numbers out of their range

@@ -189,9 +189,14 @@ def test_show_refuses_what_carries_nothing(
         ("nothing.png", "does not exist"),
         ("text.mp4", "neither a video nor a PNG"),
         ("bare.png", "carries no prompt"),
+        ("broken.png", "has a text that cannot be read"),
     ):
         if name == "bare.png":
             picture(tmp_path / name)
+        if name == "broken.png":
+            write_image(tmp_path / name, np.zeros((2, 2, 3), np.uint8), metadata={"a": "b"})
+            content = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes(content.replace(b"a\0\0\0\0\0b", b"a" * 7))
         assert main(["show", str(tmp_path / name)]) == 1
         assert words in one_line(capsys)
 

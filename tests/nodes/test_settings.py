@@ -124,6 +124,14 @@ def test_attention_and_p_are_those_of_the_nabla_node(run, settle, load_model, ti
     assert torch.equal(sample(sparse), sample(outputs["model"]))
 
 
+def test_one_after_another_changes_only_what_it_is_told(settle, model, prompts, sample):
+    first = settle(model, rope_scale=2.5, shift=6.0)
+    second = settle(first["model"], shift=2.0)
+    assert said(second)["RoPE scale"] == "1, 2.5, 2.5 (set on the model before this node)"
+    expected = by_core(model, prompts, shift=2.0, rope_scale=(1.0, 2.5, 2.5))
+    assert (sample(second["model"]) - expected).abs().max() < TOLERANCE
+
+
 def test_a_native_shift_is_kept_unless_one_is_typed(host, settle, model, sample):
     shifted = host.extra("nodes_model_advanced").ModelSamplingSD3().patch(model, 7.0)[0]
     kept, typed = settle(shifted), settle(shifted, shift=2.0)
