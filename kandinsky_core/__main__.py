@@ -1,11 +1,11 @@
-"""Command line: `python -m kandinsky_core` and one of its commands."""
+"""Command line: `python -m kandinsky_core` and a command; `--help` lists them."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,13 @@ import numpy as np
 
 from .cli_lora import add_lora_commands
 from .cli_options import add_model, add_prompt, add_sampling, add_speed, parse_lora
+from .cli_output import check_outputs, sample_with_progress, say, suffix_of, write_result
 from .errors import import_extra
 
 if TYPE_CHECKING:
-    from .caching import BlockCache, MagCache
+    from .caching import MagCache
     from .checkpoint import CheckpointInfo
-    from .generate import Generated, GenerateRequest
+    from .generate import GenerateRequest
     from .pipeline import Pipeline
     from .settings import Task
 
@@ -31,6 +32,7 @@ examples:
   %(prog)s "a fox in the snow" --model Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers --device cuda
   %(prog)s "a fox in the snow" --model kandinsky5lite_t2v_sft_5s.safetensors \\
       --vae hunyuan_video_vae.safetensors --text-encoder folder_with_text_encoders
+  %(prog)s --prompts prompts.txt --output clips
 """
 CALIBRATE = """\
 Measure how much each step of a checkpoint resembles the one before it, which MagCache needs where
@@ -53,8 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_prompt(make)
-    make.add_argument("--output", type=Path, help=".mp4 or .png (default: output.mp4, output.png)")
+    add_prompt(make, or_list=True)
+    make.add_argument(
+        "--output",
+        type=Path,
+        help=".mp4 or .png (default: output.mp4, output.png), or a folder for --prompts (outputs)",
+    )
     make.add_argument("--sheet", type=Path, help="also write a contact sheet .png here")
     parts = add_model(make)
     parts.add_argument(
@@ -78,6 +84,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_sampling(measure)
     measure.set_defaults(run=run_calibrate)
 
+    show = commands.add_parser("show", help="say what a video or an image was made with")
+    show.add_argument("path", type=Path, help="an .mp4 or .png of this program or of ComfyUI")
+    show.set_defaults(run=run_show)
+
     tell = commands.add_parser("identify", help="say what a weight file is and what it needs")
     tell.add_argument("path", type=Path, help="a .safetensors file or a folder")
     tell.add_argument("--json", action="store_true", help="print JSON")
@@ -94,39 +104,47 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    """Make one video or image and write it; whatever can be refused is refused at the start."""
+    """Make one video or image, or one for every prompt of a list.
+
+    Whatever can be refused is refused at the start.
+    """
+    from .cli_jobs import checksum, list_jobs, naming, result_metadata, unfinished
+    from .generate import settle
     from .pipeline import identify_model
 
     info = identify_model(args.model)
     task = _task(args, info)
-    output = check_outputs(args.output, args.sheet, task)
+    jobs = unfinished(list_jobs(args, suffix_of(task)))
+    if not jobs:
+        return
+    for job in jobs:
+        job.output = check_outputs(job.output, job.sheet, task)
     if args.vae_memory is not None and not args.vae_memory > 0:
         raise ValueError(f"--vae-memory is {args.vae_memory}: give GiB, more than 0")
-    cache = make_magcache(args, info)
-    request = _request(args, task)
+    caches = [make_magcache(job, info) for job in jobs]
+    image = _image(args)
+    requests = [_request(job, task, image) for job in jobs]
     pipeline = _load(args)
     for match in pipeline.loras:
         _note(match.note)
-    _mention_unknown_words(pipeline, args.prompt)
-    result = sample_with_progress(pipeline, request, cache)
-    metadata = {
-        "prompt": args.prompt,
-        "negative_prompt": result.settings.negative_prompt,
-        "model": str(args.model),
-        "task": task,
-        "seed": str(args.seed),
-        "steps": str(result.settings.num_steps),
-        "cfg": f"{result.settings.guidance_scale:g}",
-        "shift": f"{result.settings.shift:g}",
-    }
-    if args.lora:
-        metadata["lora"] = ", ".join(args.lora)
-    if cache is not None:
-        metadata["magcache"] = f"{cache.threshold:g}, {cache.ratios.source}"
+    for job, request in zip(jobs, requests, strict=True):
+        with naming(job):
+            settle(pipeline, request)
     budget = None if args.vae_memory is None else int(args.vae_memory * GIB)
-    write_result(result, output, args.sheet, metadata, budget)
-    if cache is not None:
-        sys.stderr.write(cache.summary() + "\n")
+    sha256 = ""
+    for number, (job, request, cache) in enumerate(zip(jobs, requests, caches, strict=True), 1):
+        if args.prompts is not None:
+            sys.stderr.write(f"[{number}/{len(jobs)}] {job.prompt}\n")
+        _mention_unknown_words(pipeline, job.prompt)
+        with naming(job):
+            result = sample_with_progress(pipeline, request, cache)
+        sha256 = sha256 or checksum(info)
+        metadata = result_metadata(job, result, task=task, sha256=sha256)
+        if cache is not None:
+            metadata["magcache"] = f"{cache.threshold:g}, {cache.ratios.source}"
+        write_result(result, job.output, job.sheet, metadata, budget)
+        if cache is not None:
+            sys.stderr.write(cache.summary() + "\n")
 
 
 def run_calibrate(args: argparse.Namespace) -> None:
@@ -141,7 +159,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} cannot hold ratios: give a .json file")
     check_writable(args.output)
     import_extra("tqdm", "video")
-    calibration, request = Calibration(), _request(args, task)
+    calibration, request = Calibration(), _request(args, task, _image(args))
     result = sample_with_progress(_load(args), request, calibration)
     release = describe_release(info.release)
     measured_on = {
@@ -157,7 +175,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
         "seed": args.seed,
     }
     save_ratios(args.output, calibration.ratios(release), measured_on)
-    _say(str(args.output))
+    say(str(args.output))
     sys.stderr.write(f"use them with: generate --magcache --magcache-ratios {args.output}\n")
 
 
@@ -197,15 +215,20 @@ def _task(args: argparse.Namespace, info: CheckpointInfo) -> Task:
     return args.task or default_task(info.tasks, with_image=args.image is not None)
 
 
-def _request(args: argparse.Namespace, task: Task) -> GenerateRequest:
-    from .generate import GenerateRequest
+def _image(args: argparse.Namespace) -> np.ndarray | None:
     from .video import read_image
+
+    return read_image(args.image) if args.image else None
+
+
+def _request(args: argparse.Namespace, task: Task, image: np.ndarray | None) -> GenerateRequest:
+    from .generate import GenerateRequest
 
     return GenerateRequest(
         prompt=args.prompt,
         task=task,
         negative_prompt=args.negative_prompt,
-        image=read_image(args.image) if args.image else None,
+        image=image,
         height=args.height,
         width=args.width,
         num_frames=args.frames,
@@ -234,74 +257,11 @@ def _load(args: argparse.Namespace) -> Pipeline:
     )
 
 
-def check_outputs(output: Path | None, sheet: Path | None, task: Task) -> Path:
-    """Refuse outputs that could not be written; return where the result goes."""
-    from .files import check_writable
-    from .generate import STILL_TASKS
+def run_show(args: argparse.Namespace) -> None:
+    """Print what a video or an image was made with."""
+    from .video import describe_texts
 
-    suffix = ".png" if task in STILL_TASKS else ".mp4"
-    output = output or Path(f"output{suffix}")
-    if output.suffix.lower() != suffix:
-        raise ValueError(
-            f"--output {output} cannot hold the result of {task}: give a {suffix} file"
-        )
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise ValueError(f"--sheet {sheet} cannot hold a contact sheet: give a .png file")
-    if sheet is not None and sheet.resolve() == output.resolve():
-        raise ValueError(f"--sheet {sheet} is the --output too: give it another name")
-    for path in filter(None, (output, sheet)):
-        check_writable(path)
-    import_extra("tqdm", "video")
-    if suffix == ".mp4":
-        import_extra("av", "video")
-    return output
-
-
-def sample_with_progress(
-    pipeline: Pipeline, request: GenerateRequest, cache: BlockCache | None = None
-) -> Generated:
-    """Sample under a progress bar, which appears with the first step."""
-    from .flow import Step
-    from .generate import generate
-
-    tqdm = import_extra("tqdm", "video").tqdm
-    with tqdm(desc="sampling", unit="step", delay=1e-3, mininterval=0, miniters=1) as bar:
-
-        def on_step(step: Step) -> None:
-            bar.total = step.num_steps
-            bar.update()
-
-        return generate(pipeline, request, on_step=on_step, cache=cache)
-
-
-def write_result(
-    result: Generated,
-    output: Path,
-    sheet: Path | None,
-    metadata: dict[str, str],
-    memory_budget: int | None,
-) -> None:
-    """Decode under a progress bar and write what was made, as it comes."""
-    from .video import write_contact_sheet, write_image, write_video
-
-    frames: Iterable[np.ndarray] = import_extra("tqdm", "video").tqdm(
-        result.frames(memory_budget=memory_budget),
-        desc="decoding",
-        total=result.shape.num_frames,
-        unit="frame",
-    )
-    shown: list[np.ndarray] = []
-    if sheet is not None:
-        frames = _remembering(frames, shown)
-    if output.suffix.lower() == ".png":
-        (image,) = frames
-        write_image(output, image, metadata=metadata)
-    else:
-        write_video(output, frames, fps=result.settings.fps, metadata=metadata)
-    _say(str(output))
-    if sheet is not None:
-        write_contact_sheet(sheet, np.stack(shown), metadata=metadata)
-        _say(str(sheet))
+    say(describe_texts(args.path))
 
 
 def run_identify(args: argparse.Namespace) -> None:
@@ -309,20 +269,14 @@ def run_identify(args: argparse.Namespace) -> None:
     from .checkpoint import identify
 
     info = identify(args.path)
-    _say(json.dumps(info.to_dict(), indent=2) if args.json else info.describe())
+    say(json.dumps(info.to_dict(), indent=2) if args.json else info.describe())
 
 
 def run_build_kernel(args: argparse.Namespace) -> None:
     """Compile the attention kernel and say where it is."""
     from .attention import build_kernel
 
-    _say(str(build_kernel(verbose=args.verbose)))
-
-
-def _remembering(frames: Iterable[np.ndarray], shown: list[np.ndarray]) -> Iterator[np.ndarray]:
-    for frame in frames:
-        shown.append(frame)
-        yield frame
+    say(str(build_kernel(verbose=args.verbose)))
 
 
 def _mention_unknown_words(pipeline: Pipeline, prompt: str) -> None:
@@ -337,10 +291,6 @@ def _mention_unknown_words(pipeline: Pipeline, prompt: str) -> None:
 def _note(text: str) -> None:
     if text:
         sys.stderr.write(f"note: {text}\n")
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,9 +7,24 @@ import math
 from pathlib import Path
 
 
-def add_prompt(command: argparse.ArgumentParser) -> None:
-    """What to make."""
-    command.add_argument("prompt", help="what to show")
+def add_prompt(command: argparse.ArgumentParser, *, or_list: bool = False) -> None:
+    """What to make; with `or_list`, a list of prompts may take the prompt's place."""
+    command.add_argument("prompt", nargs="?" if or_list else None, help="what to show")
+    if or_list:
+        command.add_argument(
+            "--prompts",
+            type=Path,
+            metavar="FILE",
+            help="text with a prompt on each line, and settings behind it where it has its own "
+            "(a red circle | seed=7); outputs that exist already are skipped",
+        )
+        command.add_argument(
+            "--split",
+            choices=("auto", "lines", "blocks"),
+            default="auto",
+            help="what separates prompts of a list: lines, or blocks with --- or empty lines "
+            "between them (default: blocks if there is a line of ---)",
+        )
     command.add_argument(
         "--task",
         choices=("t2v", "i2v", "t2i", "i2i"),

@@ -140,16 +140,15 @@ def generate(
     Raises:
         ValueError: If the request does not fit the model; the sentence says what would.
     """
-    size, settings = _settle(pipeline, request)
+    shape, settings = settle(pipeline, request)
     geometry = settings.geometry(pipeline.geometry)
-    shape = VideoShape(settings.num_frames, *size).check(geometry)
     times = timesteps(settings.num_steps, settings.shift)
     if cache is not None:
         cache.begin(settings.num_steps)
     channels = pipeline.transformer.config.latent_channels
     noise = make_noise(shape.latent_shape(channels, geometry=geometry), request.seed)
 
-    image = None if request.image is None else fit_image(request.image, size)
+    image = None if request.image is None else fit_image(request.image, shape.size)
     prompt = add_triggers(request.prompt, pipeline.triggers if request.use_triggers else ())
     positive = _encode_text(pipeline, prompt, request.task, image)
     negative = None
@@ -198,8 +197,19 @@ def fit_image(image: np.ndarray, size: Size) -> Tensor:
     return pixels[:, :, None, rows, columns]
 
 
-def _settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[Size, SamplingSettings]:
-    """Fill what the request leaves open, and refuse what the model cannot do."""
+def settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[VideoShape, SamplingSettings]:
+    """Fill what a request leaves open.
+
+    Args:
+        pipeline: The model.
+        request: What to make.
+
+    Returns:
+        Size and frames, and the settings to use.
+
+    Raises:
+        ValueError: The model cannot do what is asked; the sentence says what would do.
+    """
     _check_task(pipeline, request)
     settings = pipeline.settings
     tiled = replace(settings, attention=request.attention or settings.attention)
@@ -225,7 +235,9 @@ def _settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[Size, Samplin
         "attention": request.attention,
         "nabla_p": request.nabla_p,
     }
-    return size, replace(settings, **{k: v for k, v in given.items() if v is not None})
+    settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
+    shape = VideoShape(settings.num_frames, *size)
+    return shape.check(settings.geometry(pipeline.geometry)), settings
 
 
 def _check_task(pipeline: Pipeline, request: GenerateRequest) -> None:

@@ -11,7 +11,10 @@ from .lora import LoadLora
 from .magcache import CacheSteps, CalibrateCache
 from .nabla import SparseAttention
 from .nabla_inspector import NablaInspector
-from .sampling import Sampler, Schedule, Settings
+from .presets import PresetValues
+from .prompt_list import PromptList
+from .sampling import Sampler, Schedule
+from .settings import Settings
 from .text import TextEncode
 
 NODES: list[type[io.ComfyNode]] = [
@@ -31,6 +34,8 @@ NODES: list[type[io.ComfyNode]] = [
     CalibrateCache,
     NablaInspector,
     LoadLora,
+    PresetValues,
+    PromptList,
 ]
 
 

@@ -1,4 +1,4 @@
-"""Settings of a checkpoint, the schedule of times, and the Euler sampler."""
+"""The schedule of times, and the Euler sampler."""
 
 from __future__ import annotations
 
@@ -59,46 +59,6 @@ def make_sigmas(
     shift = shift or host.sampling_shift(model) or settings.shift
     total = steps if denoise > 0.9999 else int(steps / denoise)
     return timesteps(total, shift)[-(steps + 1) :]
-
-
-class Settings(io.ComfyNode):
-    """What a checkpoint was made for."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="K5_Settings",
-            display_name="Checkpoint Settings (Kandinsky 5)",
-            category=CATEGORY,
-            description=(
-                "The settings a checkpoint was made for, as numbers for native nodes: connect "
-                "them to steps, cfg, width and so on."
-            ),
-            inputs=[io.Model.Input("model", tooltip="From Load Model (Kandinsky 5).")],
-            outputs=[
-                io.Int.Output("steps", display_name="steps"),
-                io.Float.Output("cfg", display_name="cfg"),
-                io.Float.Output("shift", display_name="shift"),
-                io.Float.Output("fps", display_name="fps"),
-                io.Int.Output("width", display_name="width"),
-                io.Int.Output("height", display_name="height"),
-                io.Int.Output("length", display_name="length"),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, model: Any) -> io.NodeOutput:
-        settings = host.settings_for(model, None)
-        height, width = settings.default_size
-        return io.NodeOutput(
-            settings.num_steps,
-            settings.guidance_scale,
-            settings.shift,
-            float(settings.fps),
-            width,
-            height,
-            settings.num_frames,
-        )
 
 
 class Schedule(io.ComfyNode):

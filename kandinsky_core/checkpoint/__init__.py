@@ -1,8 +1,8 @@
 """Weight files: what they are, loading them, saving them."""
 
-from .header import read_header
+from .header import read_header, weight_files
 from .identify import describe_metadata, identify
-from .info import CheckpointInfo
+from .info import NEEDS, CheckpointInfo
 from .load import (
     Checkpoint,
     assign_weights,
@@ -24,6 +24,7 @@ from .lora_save import SavedStyle, lora_tensors, save_lora
 from .save import save_checkpoint
 
 __all__ = [
+    "NEEDS",
     "Checkpoint",
     "CheckpointInfo",
     "Lora",
@@ -48,4 +49,5 @@ __all__ = [
     "read_lora",
     "save_checkpoint",
     "save_lora",
+    "weight_files",
 ]

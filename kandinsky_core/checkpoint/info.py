@@ -17,13 +17,14 @@ from .header import Component, Header
 
 Config = DiTConfig | VideoVAEConfig | ImageVAEConfig | NanoTextConfig
 
-_NEEDS = {
+NEEDS = {
     "video_lite": "text encoders Qwen2.5-VL-7B and CLIP ViT-L/14, HunyuanVideo's VAE",
     "video_pro": "text encoders Qwen2.5-VL-7B and CLIP ViT-L/14, HunyuanVideo's VAE",
     "image_lite": "text encoders Qwen2.5-VL-7B and CLIP ViT-L/14, FLUX.1's VAE",
     "image_edit": "text encoders Qwen2.5-VL-7B and CLIP ViT-L/14, FLUX.1's VAE",
     "nano": "nano's text encoder and VAE, which come with this package",
 }
+"""Variant -> the other parts that a transformer works with, in words."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ class CheckpointInfo:
         while classes and classes[-1].larger:
             classes.append(classes[-1].larger)
         lines += [f"  {_describe_settings(settings)}" for settings in classes]
-        if self.variant in _NEEDS and self.kind == "transformer":
-            lines.append(f"  needs {_NEEDS[self.variant]}")
+        if self.variant in NEEDS and self.kind == "transformer":
+            lines.append(f"  needs {NEEDS[self.variant]}")
         return "\n".join(lines)
 
 

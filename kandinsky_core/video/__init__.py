@@ -8,14 +8,17 @@ from .image import (
     write_image,
 )
 from .io import Clip, read_video, write_video
+from .metadata import describe_texts, read_metadata
 from .pixels import Frames, to_pixels, to_uint8
 
 __all__ = [
     "Clip",
     "Frames",
     "contact_sheet",
+    "describe_texts",
     "read_image",
     "read_image_metadata",
+    "read_metadata",
     "read_video",
     "to_pixels",
     "to_uint8",

@@ -73,7 +73,7 @@ def write_image(
 
 
 def read_image_metadata(path: str | Path) -> dict[str, str]:
-    """Read the texts that `write_image` put into a PNG.
+    """Read the texts in a PNG: those of `write_image`, and those of ComfyUI.
 
     Args:
         path: The file.
@@ -90,6 +90,9 @@ def read_image_metadata(path: str | Path) -> dict[str, str]:
             body = data[position + 8 : position + 8 + length]
             keyword, rest = body.split(b"\0", 1)
             texts[keyword.decode("latin-1")] = rest[2:].split(b"\0", 2)[2].decode()
+        elif kind == b"tEXt":
+            keyword, text = data[position + 8 : position + 8 + length].split(b"\0", 1)
+            texts[keyword.decode("latin-1")] = text.decode("latin-1")
         position += 12 + length
     return texts
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from .attention import AttentionChoice, with_attention, with_watch
 from .caching import measure_ratios, with_magcache
-from .files import NANO, Folder, choices, locate, ratio_names, ratios_path
+from .chosen import chosen_before, with_settings
+from .files import NANO, Folder, choices, find_name, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
+from .inputs import fingerprint_input, input_texts, read_input_text
 from .latents import SPACE, pixel_size
 from .lora import with_lora, with_triggers
 from .model import (
@@ -25,7 +27,7 @@ from .model import (
     to_model_space,
     to_vae_space,
 )
-from .run import set_conditioning
+from .run import set_conditioning, show_text
 from .sampling import sample_latents, sampling_shift
 from .text import TASKS, encode_text, load_text_encoders
 from .vae import decode_frames, encode_images, load_vae
@@ -40,9 +42,13 @@ __all__ = [
     "Folder",
     "check_size",
     "choices",
+    "chosen_before",
     "decode_frames",
     "encode_images",
     "encode_text",
+    "find_name",
+    "fingerprint_input",
+    "input_texts",
     "is_kandinsky",
     "load_model",
     "load_text_encoders",
@@ -54,10 +60,12 @@ __all__ = [
     "pixel_size",
     "ratio_names",
     "ratios_path",
+    "read_input_text",
     "sample_latents",
     "sampling_shift",
     "set_conditioning",
     "settings_for",
+    "show_text",
     "space_name",
     "to_model_space",
     "to_vae_space",
@@ -66,5 +74,6 @@ __all__ = [
     "with_lora",
     "with_magcache",
     "with_triggers",
+    "with_settings",
     "with_watch",
 ]

@@ -50,6 +50,22 @@ def locate(folder: Folder, name: str, input_id: str) -> Path:
     )
 
 
+def find_name(folder: Folder, stem: str) -> str:
+    """Name of a file in a loader's list, by its name without folder and suffix.
+
+    Args:
+        folder: Which model folder.
+        stem: E.g. "kandinsky5lite_t2i".
+
+    Returns:
+        The entry of the list; where there is none, the name that the file was released with.
+    """
+    for name in choices(folder):
+        if Path(name).name.removesuffix(".safetensors") == stem:
+            return name
+    return f"{stem}.safetensors"
+
+
 def ratio_names() -> list[str]:
     """Files of MagCache ratios, in models/kandinsky5."""
     return sorted(path.name for path in _ratios_folder().glob("*.json"))

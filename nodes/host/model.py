@@ -29,6 +29,7 @@ from ...kandinsky_core.models import AroundBlock, AroundBlocks, CrossDiT
 from ...kandinsky_core.settings import SamplingSettings
 from .attention import chosen_attention
 from .caching import around_blocks
+from .chosen import chosen_rope_scale
 from .latents import SPACE, LatentSpace, pixel_size, space_of_transformer
 from .patches import around_block, shows_first_frame
 from .sampling import FlowSampling
@@ -248,7 +249,7 @@ class Kandinsky5(comfy.model_base.BaseModel):
             control,
             options,
             first_frame=first_frame,
-            rope_scale=settings.rope_scale,
+            rope_scale=chosen_rope_scale(options, settings),
             attend=attend,
             nabla=nabla,
             around_blocks=around_blocks(options),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import comfy.model_management
@@ -33,3 +34,17 @@ class Progress:
 def set_conditioning(conditioning: list[Any], values: dict[str, Any]) -> list[Any]:
     """Copy a CONDITIONING with `values` added to each of its entries."""
     return node_helpers.conditioning_set_values(conditioning, values)
+
+
+def show_text(hidden: Any, text: str) -> None:
+    """Show a text on the node that is running.
+
+    Args:
+        hidden: The node's `cls.hidden`, which holds its unique_id; None outside of a server.
+        text: What to show.
+    """
+    node_id = getattr(hidden, "unique_id", None)
+    # the server has long been imported where there is one
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if node_id is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text(text, node_id)

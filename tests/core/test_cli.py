@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -14,12 +15,19 @@ import torch
 
 from kandinsky_core import errors
 from kandinsky_core.__main__ import main
-from kandinsky_core.checkpoint import describe_metadata, save_checkpoint
+from kandinsky_core.checkpoint import describe_metadata, identify, save_checkpoint
+from kandinsky_core.cli_jobs import checksum
 from kandinsky_core.config import DiTConfig, NanoTextConfig, VideoVAEConfig
 from kandinsky_core.models import CrossDiT, ImageVAE, VideoVAE
 from kandinsky_core.text import NanoTextEncoder, save_nano_text_encoder
 from kandinsky_core.variants import VAES, VARIANTS
-from kandinsky_core.video import read_image, read_image_metadata, read_video, write_image
+from kandinsky_core.video import (
+    read_image,
+    read_image_metadata,
+    read_metadata,
+    read_video,
+    write_image,
+)
 
 DIT = DiTConfig(48, 96, 32, 1, 1, (4, 6, 6), latent_channels=4, text_dim=16, pooled_dim=16)
 VAE = VideoVAEConfig(
@@ -126,6 +134,157 @@ def test_an_image_makes_the_task_image_to_video(run: Run, tmp_path: Path) -> Non
     pytest.importorskip("av")
     assert run("--image", picture(tmp_path / "ball.png"), "--output", "clip.mp4") == 0
     assert read_video(tmp_path / "clip.mp4").metadata["task"] == "i2v"
+
+
+def test_what_was_made_tells_how(
+    run: Run, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av")
+    weights = hashlib.sha256((model / "transformer.safetensors").read_bytes()).hexdigest()
+    expected = {
+        "prompt": "a red circle; красный = 1",
+        "model_sha256": weights,
+        "seed": "5",
+        "steps": "2",
+        "cfg": "2.5",
+        "shift": "3",
+        "rope_scale": "1 1 1",
+        "attention": "dense",
+        "width": "48",
+        "height": "32",
+    }
+    for task, name in (("t2v", "clip.mp4"), ("t2i", "image.png")):
+        options = ("--task", task, "--output", name, "--seed", 5, "--cfg", 2.5)
+        assert run(*options, prompt=expected["prompt"]) == 0
+        assert (expected | {"task": task}).items() <= read_metadata(tmp_path / name).items()
+        capsys.readouterr()
+        assert main(["show", name]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert f"model_sha256: {weights}" in shown
+        assert "seed: 5" in shown
+        assert not [line for line in shown if line.startswith("major_brand")]
+
+
+def test_the_checksum_of_shards_changes_with_any_of_them(tmp_path: Path) -> None:
+    network = CrossDiT(DIT).state_dict()
+    names = sorted(network)
+    metadata = describe_metadata(DIT, variant="nano", task="t2v", stage="pretrain")
+    for index, part in enumerate((names[:3], names[3:]), start=1):
+        file = tmp_path / f"model-0000{index}-of-00002.safetensors"
+        save_checkpoint(file, {name: network[name] for name in part}, metadata)
+    before = checksum(identify(tmp_path))
+    assert checksum(identify(tmp_path)) == before
+    with file.open("rb+") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x7f")
+    assert checksum(identify(tmp_path)) != before
+
+
+def test_show_refuses_what_carries_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av")
+    (tmp_path / "text.mp4").write_text("not a video")
+    for name, words in (
+        ("nothing.png", "does not exist"),
+        ("text.mp4", "neither a video nor a PNG"),
+        ("bare.png", "carries no prompt"),
+        ("broken.png", "has a text that cannot be read"),
+    ):
+        if name == "bare.png":
+            picture(tmp_path / name)
+        if name == "broken.png":
+            write_image(tmp_path / name, np.zeros((2, 2, 3), np.uint8), metadata={"a": "b"})
+            content = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes(content.replace(b"a\0\0\0\0\0b", b"a" * 7))
+        assert main(["show", str(tmp_path / name)]) == 1
+        assert words in one_line(capsys)
+
+
+@pytest.fixture
+def run_list(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `generate --prompts` for small images on the tiny model."""
+    monkeypatch.chdir(tmp_path)
+
+    def generate(*options: object, text: str | bytes) -> int:
+        content = text if isinstance(text, bytes) else text.encode()
+        (tmp_path / "list.txt").write_bytes(content)
+        parts = ("--vae", model / "vae.safetensors")
+        parts += ("--text-encoder", model / "text_encoder.safetensors", "--task", "t2i")
+        small = ("--height", 32, "--width", 48, "--steps", 2, "--prompts", "list.txt")
+        command = ("generate", "--model", model / "transformer.safetensors")
+        return main([str(each) for each in (*command, *parts, *small, *options)])
+
+    return generate
+
+
+def test_a_list_gives_an_output_for_every_prompt(run_list: Run, tmp_path: Path) -> None:
+    text = "# clips\na red circle | seed=3\na circle\n\na red circle | height=48 steps=3 cfg=1\n"
+    assert run_list("--output", "made", "--seed", 9, text=text) == 0
+    found = [read_metadata(path) for path in (tmp_path / "made").iterdir()]
+    made = {
+        (each["prompt"], each["seed"], each["height"], each["steps"], each["cfg"]) for each in found
+    }
+    assert made == {
+        ("a red circle", "3", "32", "2", "4"),
+        ("a circle", "9", "32", "2", "4"),
+        ("a red circle", "9", "48", "3", "1"),
+    }
+    assert len(found) == 3
+
+
+def test_a_list_goes_on_where_it_stopped(
+    run_list: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "a red circle\na circle | seed=1\na circle\na circle"
+    assert run_list(text=text) == 0
+    files = sorted((tmp_path / "outputs").iterdir())
+    assert len(files) == 3  # two prompts are equal
+    printed = capsys.readouterr().err
+    assert "[3/3] a circle" in printed
+    assert "1 of 4 exist in outputs or repeat another" in printed
+    before = {path: path.stat().st_mtime_ns for path in files[1:]}
+    files[0].unlink()
+    assert run_list(text=text) == 0
+    assert "[1/1]" in capsys.readouterr().err
+    assert sorted((tmp_path / "outputs").iterdir()) == files
+    assert {path: path.stat().st_mtime_ns for path in files[1:]} == before
+    assert run_list(text=text) == 0
+    assert capsys.readouterr().out == ""
+    # other settings are another job
+    assert run_list("--cfg", 2, text="a circle") == 0
+    assert len(list((tmp_path / "outputs").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("a circle\na | seed=x", (), "list.txt: line 2: seed must be a whole number"),
+        ("a circle\na circle | height=33", (), "list.txt, line 2: "),
+        ("", (), "found none"),
+        (b"\xff\xfe\x00", (), "is no UTF-8 text"),
+        ("a circle", ("--prompts", "nothing.txt"), "--prompts nothing.txt cannot be read"),
+        ("a circle", ("--sheet", "a.png"), "--sheet a.png is one file for many prompts"),
+        ("a circle", ("--output", "list.txt"), "list.txt is a file: with --prompts give a folder"),
+        ("a circle", ("a prompt",), "--prompts is given beside a prompt"),
+    ],
+)
+def test_a_list_that_cannot_work_is_one_sentence_before_any_sampling(
+    run_list: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str | bytes,
+    options: tuple[str, ...],
+    words: str,
+) -> None:
+    assert run_list(*options, text=text) == 1
+    assert words in one_line(capsys)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_neither_a_prompt_nor_a_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate"]) == 1
+    assert "prompt: give one, or a list of them with --prompts FILE" in one_line(capsys)
 
 
 def test_words_that_the_model_never_learnt_are_named(

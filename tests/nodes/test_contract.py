@@ -64,6 +64,8 @@ def widget_values(node, schema):
     values = list(node["widgets_values"])
     pairs = {}
     for each in schema.inputs:
+        if not values and each.optional:
+            continue  # saved before the input was there: the page gives it its default
         if hasattr(each, "default"):
             pairs[each.id] = values.pop(0)
             if getattr(each, "control_after_generate", None):
