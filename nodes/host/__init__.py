@@ -73,7 +73,7 @@ __all__ = [
     "with_foreign_nabla",
     "with_lora",
     "with_magcache",
-    "with_triggers",
     "with_settings",
+    "with_triggers",
     "with_watch",
 ]
