@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .decode import Decode
+from .expand import ExpandPrompt
 from .latents import EmptyLatent, ImageToVideo, NormalizeFirstFrames
 from .loaders import LoadModel, LoadTextEncoders, LoadVAE
 from .magcache import CacheSteps, CalibrateCache
@@ -29,6 +30,7 @@ NODES: list[type[io.ComfyNode]] = [
     CacheSteps,
     CalibrateCache,
     NablaInspector,
+    ExpandPrompt,
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .attention import AttentionChoice, with_attention, with_watch
 from .caching import measure_ratios, with_magcache
+from .expand import expand_prompt
 from .files import NANO, Folder, choices, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
 from .latents import SPACE, pixel_size
@@ -42,6 +43,7 @@ __all__ = [
     "decode_frames",
     "encode_images",
     "encode_text",
+    "expand_prompt",
     "is_kandinsky",
     "load_model",
     "load_text_encoders",

@@ -30,6 +30,7 @@ from ...kandinsky_core.settings import SamplingSettings
 from .attention import chosen_attention
 from .caching import around_blocks
 from .latents import SPACE, LatentSpace, pixel_size, space_of_transformer
+from .prompt import TEXT_MARK, name_foreign_text
 from .sampling import FlowSampling
 
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
@@ -151,6 +152,7 @@ class Kandinsky5(comfy.model_base.BaseModel):
         self.model_sampling = FlowSampling(model_config)
         self.info = info
         self.space = space
+        self._foreign_text_named = False
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
         """Turn one entry of a CONDITIONING into arguments of `Network`.
@@ -177,6 +179,9 @@ class Kandinsky5(comfy.model_base.BaseModel):
                 f"prompt was encoded with widths {found}; load the text encoders that belong to "
                 f"the model ({self.info.variant})."
             )
+        if TEXT_MARK not in kwargs and not self._foreign_text_named:
+            name_foreign_text(which)
+            self._foreign_text_named = True
         if noise.shape[1] != config.latent_channels:
             raise ValueError(
                 f"latent: this model has {config.latent_channels} channels, the latent has "
