@@ -31,6 +31,7 @@ from ...kandinsky_core.text import (
     stop_ids,
 )
 from ...kandinsky_core.text import expand_prompt as expand_with
+from .qwen_vision import picture_order
 from .run import Progress
 from .text_qwen import QwenClipTokenizer
 
@@ -147,7 +148,8 @@ def decode(
     transformer = qwen.transformer
     embed = transformer.get_input_embeddings()
     dtype = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
-    embeds, _mask, num_tokens, infos = qwen.process_tokens([ids], device)  # (1, L, D)
+    with picture_order(transformer.visual):
+        embeds, _mask, num_tokens, infos = qwen.process_tokens([ids], device)  # (1, L, D)
     # a picture takes as many positions as its longer side has tokens
     pictures = [info for info in infos if info.get("type") == "image"]
     position = embeds.shape[1] + sum(

@@ -17,7 +17,6 @@ import comfy.text_encoders.hunyuan_video
 import comfy.text_encoders.qwen_image
 import comfy.utils
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import read_header
@@ -31,6 +30,7 @@ from ...kandinsky_core.text import (
     halve_images,
 )
 from .prompt import TEXT_MARK, strip_weights
+from .qwen_vision import as_picture, picture_order
 
 QWEN = "qwen25_7b"
 CLIP_L = "clip_l"
@@ -133,7 +133,7 @@ class QwenClipTokenizer:
                     "none; connect it, to the negative prompt too."
                 )
             chat += "".join(IMAGE_TAGS) * len(images) + END_TAG
-            pictures = [_picture(fit_for_qwen(half[None])) for half in halve_images(images)]
+            pictures = [as_picture(fit_for_qwen(half[None])) for half in halve_images(images)]
         limit = None if template.max_tokens is None else template.crop + template.max_tokens
         ids = self._with_pictures(self.qwen(chat)["input_ids"][:limit], pictures)
         clip_ids = self._clip(text, max_length=CLIP_LENGTH, truncation=True, padding="max_length")[
@@ -148,7 +148,7 @@ class QwenClipTokenizer:
 
     def tokenize_chat(self, chat: str, image: Tensor | None) -> list[Any]:
         """Tokenize a whole chat for Qwen, with an image (1, 3, H, W) uint8 where its tag is."""
-        pictures = [] if image is None else [_picture(image)]
+        pictures = [] if image is None else [as_picture(image)]
         return self._with_pictures(self.qwen(chat)["input_ids"], pictures)
 
     def _with_pictures(self, ids: list[Any], pictures: Sequence[dict[str, Any]]) -> list[Any]:
@@ -263,14 +263,10 @@ def encode_tokens(
     Returns:
         Tokens (1, L, 3584), pooled (1, 768), and the mark of this encoder.
     """
-    states = qwen.encode_token_weights(tokens[QWEN])[0]
+    with picture_order(qwen.transformer.visual):
+        states = qwen.encode_token_weights(tokens[QWEN])[0]
     pooled = clip.encode_token_weights(tokens[CLIP_L])[1]
     return states[:, tokens[CROP] :], pooled, {TEXT_MARK: True}
-
-
-def _picture(image: Tensor) -> dict[str, Any]:
-    """An image (1, 3, H, W) uint8 as the host's Qwen takes it among its tokens."""
-    return {"type": "image", "data": rearrange(image, "1 c h w -> 1 h w c") / 255}
 
 
 def _qwen_config(state: dict[str, Tensor]) -> dict[str, int]:
