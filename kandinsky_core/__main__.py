@@ -1,4 +1,4 @@
-"""Command line: `python -m kandinsky_core` with generate, calibrate, identify or build-kernel."""
+"""Command line: `python -m kandinsky_core`; `--help` lists the commands."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .cli_expand import add_expand_command, add_expansion, expand_with
 from .cli_options import add_model, add_prompt, add_sampling, add_speed
 from .errors import import_extra
 
@@ -61,6 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_sampling(make)
     add_speed(make)
+    add_expansion(make).add_argument(
+        "--expand", action="store_true", help="have the text encoder write the prompt out first"
+    )
     make.set_defaults(run=run_generate)
 
     measure = commands.add_parser(
@@ -76,6 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_model(measure)
     add_sampling(measure)
     measure.set_defaults(run=run_calibrate)
+
+    add_expand_command(commands)
 
     tell = commands.add_parser("identify", help="say what a weight file is and what it needs")
     tell.add_argument("path", type=Path, help="a .safetensors file or a folder")
@@ -102,10 +109,13 @@ def run_generate(args: argparse.Namespace) -> None:
     cache = make_magcache(args, info)
     request = _request(args, task)
     pipeline = _load(args)
-    _mention_unknown_words(pipeline, args.prompt)
+    if args.expand:
+        prompt = expand_with(args, pipeline.text_encoder, task)
+        request = replace(request, prompt=prompt)
+    _mention_unknown_words(pipeline, request.prompt)
     result = sample_with_progress(pipeline, request, cache)
     metadata = {
-        "prompt": args.prompt,
+        "prompt": request.prompt,
         "negative_prompt": result.settings.negative_prompt,
         "model": str(args.model),
         "task": task,
@@ -114,6 +124,8 @@ def run_generate(args: argparse.Namespace) -> None:
         "cfg": f"{result.settings.guidance_scale:g}",
         "shift": f"{result.settings.shift:g}",
     }
+    if request.prompt != args.prompt:
+        metadata["original_prompt"] = args.prompt
     if cache is not None:
         metadata["magcache"] = f"{cache.threshold:g}, {cache.ratios.source}"
     budget = None if args.vae_memory is None else int(args.vae_memory * GIB)

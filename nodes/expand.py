@@ -96,7 +96,7 @@ class ExpandPrompt(io.ComfyNode):
             ],
             outputs=[
                 io.String.Output(
-                    "prompt",
+                    "expanded",
                     display_name="prompt",
                     tooltip="The expanded prompt, or the original one.",
                 ),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kandinsky_core.__main__ import main
 from kandinsky_core.text import (
     CannotWriteError,
     QwenClipTextEncoder,
@@ -231,3 +232,30 @@ def test_an_encoder_built_without_a_head_says_so(reference, tokenizer):
     bare = QwenClipTextEncoder(reference.model, tokenizer, torch.nn.Linear(1, 1), None)
     result = expand_prompt(bare, "a fox")
     assert result.prompt == "a fox" and "without Qwen's language head" in result.note
+
+
+# the command
+
+
+@pytest.fixture
+def folder(reference, tokenizer, tmp_path):
+    """A Diffusers pipeline's folder with nothing but its text encoders."""
+    config = transformers.CLIPTextConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    reference.save_pretrained(tmp_path / "text_encoder")
+    transformers.CLIPTextModel(config).save_pretrained(tmp_path / "text_encoder_2")
+    source = Path(tokenizer.name_or_path)
+    (tmp_path / "tokenizer").symlink_to(source)
+    (tmp_path / "tokenizer_2").symlink_to(source.parents[1] / "sd1_tokenizer")
+    return tmp_path
+
+
+def test_the_command_prints_a_prompt_and_says_what_was_done(folder, capsys):
+    given = ["expand", "a fox", "--text-encoder", str(folder), "--max-tokens", "12"]
+    assert main(given) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "a fox\n"
+    assert "note: The expansion was thrown away because" in printed.err
+    assert main([*given, "--temperature", "3"]) == 1
+    assert "error: temperature is 3.0: expected" in capsys.readouterr().err
