@@ -30,7 +30,7 @@ def fit_for_qwen(images: Tensor, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
     levels = images.cpu()
     if levels.dtype != torch.uint8:
         levels = ((levels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    size = _qwen_size(*images.shape[-2:], max_pixels)
+    size = _qwen_size(images.shape[-2], images.shape[-1], max_pixels)
     if size != tuple(images.shape[-2:]):
         # in 8 bits as the processor does it, which clamps between its two passes
         levels = functional.interpolate(levels, size=size, mode="bicubic", antialias=True)

@@ -135,7 +135,7 @@ def test_an_expanded_prompt_is_what_is_made(
     monkeypatch.setattr(NanoTextEncoder, "write", write, raising=False)
     options = ("--expand", "--keep-language", "--temperature", 0.25, "--max-tokens", 64)
     assert run("--task", "t2i", *options) == 0
-    assert "note: Expanded from 3 to 10 words." in capsys.readouterr().err
+    assert "note: Expanded from 3 to 11 words." in capsys.readouterr().err
     ((chat, image, temperature, max_tokens),) = asked
     assert "Write in the language of the request." in chat and "a red circle<|im_end|>" in chat
     assert (image, temperature, max_tokens) == (None, 0.25, 64)
