@@ -9,6 +9,8 @@ from .writing import Written
 
 MIN_WORDS = 4
 """Fewest different words of an expansion."""
+MIN_NEW_WORDS = 2
+"""Fewest words of an expansion that are not in the prompt."""
 MIN_LETTERS = 0.6
 """Least share of letters and digits among what is not white space."""
 RUN = 3
@@ -83,8 +85,8 @@ def _problem(text: str, prompt: str, instruction: str) -> str | None:
         return "the model wrote signs instead of words"
     if _runs(words, ECHO_WORDS) & _runs(_words(instruction), ECHO_WORDS):
         return "the model repeated its instruction"
-    if words == _words(prompt):
-        return "the model gave the prompt back as it was"
+    if len(set(words) - set(_words(prompt))) < MIN_NEW_WORDS:
+        return "the model added nothing to the prompt"
     return None
 
 

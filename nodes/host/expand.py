@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import comfy.model_management
@@ -148,7 +148,8 @@ def decode(
     transformer = qwen.transformer
     embed = transformer.get_input_embeddings()
     dtype = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
-    with picture_order(transformer.visual):
+    looks = any(isinstance(each, dict) for each in ids)
+    with picture_order(transformer.visual) if looks else nullcontext():
         embeds, _mask, num_tokens, infos = qwen.process_tokens([ids], device)  # (1, L, D)
     # a picture takes as many positions as its longer side has tokens
     pictures = [info for info in infos if info.get("type") == "image"]

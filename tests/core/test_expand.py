@@ -217,7 +217,8 @@ def test_white_space_and_quotation_marks_around_are_taken_off():
         ),
         ("!!! ??? ### a b c d *** ((( ))) --- === +++", "signs instead of words"),
         ("a fox", "no sentence"),
-        ("A fox in the snow!", "gave the prompt back"),
+        ("A fox in the snow!", "added nothing"),
+        ("The fox in the snow.", "added nothing"),
         ("Sure. You write the text from which a video model makes one clip, so.", "instruction"),
     ],
 )
