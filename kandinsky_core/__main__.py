@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .cli_expand import add_expand_command, add_expansion, expand_with
 from .cli_lora import add_lora_commands
 from .cli_options import add_model, add_prompt, add_sampling, add_speed, parse_lora
 from .cli_output import check_outputs, sample_with_progress, say, suffix_of, write_result
@@ -68,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_sampling(make)
     add_speed(make)
+    add_expansion(make).add_argument(
+        "--expand", action="store_true", help="have the text encoder write the prompt out first"
+    )
     make.set_defaults(run=run_generate)
 
     measure = commands.add_parser(
@@ -87,6 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="say what a video or an image was made with")
     show.add_argument("path", type=Path, help="an .mp4 or .png of this program or of ComfyUI")
     show.set_defaults(run=run_show)
+
+    add_expand_command(commands)
 
     tell = commands.add_parser("identify", help="say what a weight file is and what it needs")
     tell.add_argument("path", type=Path, help="a .safetensors file or a folder")
@@ -135,11 +142,14 @@ def run_generate(args: argparse.Namespace) -> None:
     for number, (job, request, cache) in enumerate(zip(jobs, requests, caches, strict=True), 1):
         if args.prompts is not None:
             sys.stderr.write(f"[{number}/{len(jobs)}] {job.prompt}\n")
-        _mention_unknown_words(pipeline, job.prompt)
         with naming(job):
+            if args.expand:
+                expanded = expand_with(job, pipeline.text_encoder, task)
+                request = replace(request, prompt=expanded)
+            _mention_unknown_words(pipeline, request.prompt)
             result = sample_with_progress(pipeline, request, cache)
         sha256 = sha256 or checksum(info)
-        metadata = result_metadata(job, result, task=task, sha256=sha256)
+        metadata = result_metadata(job, request.prompt, result, task=task, sha256=sha256)
         if cache is not None:
             metadata["magcache"] = f"{cache.threshold:g}, {cache.ratios.source}"
         write_result(result, job.output, job.sheet, metadata, budget)

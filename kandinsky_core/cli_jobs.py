@@ -22,7 +22,8 @@ _OPTION_OF = {"length": "frames"}
 """Setting of a prompt -> option, where the names differ."""
 _SAME_RESULT = (
     *("task", "image", "model", "negative_prompt", "height", "width", "frames", "steps", "cfg"),
-    *("shift", "rope_scale", "seed", "magcache", "magcache_ratios", "lora", "no_lora_trigger"),
+    *("shift", "rope_scale", "seed", "magcache", "magcache_ratios"),
+    *("lora", "no_lora_trigger", "expand", "keep_language", "max_tokens", "temperature"),
 )
 """Options that decide what a prompt gives."""
 
@@ -96,12 +97,13 @@ def naming(job: argparse.Namespace) -> Iterator[None]:
 
 
 def result_metadata(
-    args: argparse.Namespace, result: Generated, *, task: str, sha256: str
+    args: argparse.Namespace, prompt: str, result: Generated, *, task: str, sha256: str
 ) -> dict[str, str]:
     """Texts that a result carries, enough to make it again.
 
     Args:
         args: Options of the job.
+        prompt: What was encoded: the job's own, or what expansion made of it.
         result: What was made.
         task: What was made from what.
         sha256: Checksum of the checkpoint.
@@ -111,7 +113,7 @@ def result_metadata(
     """
     settings, shape = result.settings, result.shape
     texts = {
-        "prompt": args.prompt,
+        "prompt": prompt,
         "negative_prompt": settings.negative_prompt,
         "model": str(args.model),
         "model_sha256": sha256,
@@ -131,6 +133,8 @@ def result_metadata(
         texts["nabla_p"] = f"{settings.nabla_p:g}"
     if args.image is not None:
         texts["image"] = args.image.name
+    if prompt != args.prompt:
+        texts["original_prompt"] = args.prompt
     if args.lora:
         texts["lora"] = ", ".join(args.lora)
     return texts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .decode import Decode
+from .expand import ExpandPrompt
 from .latents import EmptyLatent, ImageToVideo, NormalizeFirstFrames
 from .loaders import LoadModel, LoadTextEncoders, LoadVAE
 from .lora import LoadLora
@@ -36,6 +37,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadLora,
     PresetValues,
     PromptList,
+    ExpandPrompt,
 ]
 
 

@@ -24,7 +24,13 @@ class TextEncode(io.ComfyNode):
                 "plain sentence. Weights such as (word:1.2) have no effect."
             ),
             inputs=[
-                io.Clip.Input("clip", tooltip="From Load Text Encoders (Kandinsky 5)."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip=(
+                        "From Load Text Encoders (Kandinsky 5), or ComfyUI's own kandinsky5 CLIP, "
+                        "which is used as the reference uses its parts."
+                    ),
+                ),
                 io.String.Input(
                     "text",
                     multiline=True,

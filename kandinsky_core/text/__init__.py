@@ -1,8 +1,19 @@
-"""Prompts to conditioning: the protocol, the nano family's encoder, Qwen2.5-VL with CLIP."""
+"""Prompts to conditioning, and short prompts to long ones.
+
+The protocol, the nano family's encoder, Qwen2.5-VL with CLIP, and prompt expansion.
+"""
 
 from __future__ import annotations
 
 from ..settings import VIDEO_NEGATIVE_PROMPT
+from .expand import (
+    EXPANSION_TEMPERATURE,
+    EXPANSION_TOKENS,
+    LANGUAGES,
+    Expansion,
+    Language,
+    expand_prompt,
+)
 from .nano import (
     NanoTextEncoder,
     NanoTokenizer,
@@ -11,7 +22,7 @@ from .nano import (
 )
 from .protocol import Task, TextConditioning, TextEncoder
 from .qwen_clip import CLIP_LENGTH, QwenClipTextEncoder, halve_images
-from .qwen_clip_load import load_qwen_clip, load_qwen_clip_folder
+from .qwen_clip_load import language_head, load_qwen_clip, load_qwen_clip_folder
 from .templates import (
     END_TAG,
     IMAGE_TAGS,
@@ -19,14 +30,31 @@ from .templates import (
     TEMPLATES,
     Template,
 )
+from .vision import fit_for_qwen
+from .writing import (
+    MAX_TEMPERATURE,
+    CannotWriteError,
+    TokenChooser,
+    Writer,
+    Written,
+    stop_ids,
+    write_with_transformers,
+)
 
 __all__ = [
     "CLIP_LENGTH",
     "END_TAG",
+    "EXPANSION_TEMPERATURE",
+    "EXPANSION_TOKENS",
     "IMAGE_TAGS",
+    "LANGUAGES",
+    "MAX_TEMPERATURE",
     "TASK_TEMPLATES",
     "TEMPLATES",
     "VIDEO_NEGATIVE_PROMPT",
+    "CannotWriteError",
+    "Expansion",
+    "Language",
     "NanoTextEncoder",
     "NanoTokenizer",
     "QwenClipTextEncoder",
@@ -34,9 +62,17 @@ __all__ = [
     "Template",
     "TextConditioning",
     "TextEncoder",
+    "TokenChooser",
+    "Writer",
+    "Written",
+    "expand_prompt",
+    "fit_for_qwen",
     "halve_images",
+    "language_head",
     "load_nano_text_encoder",
     "load_qwen_clip",
     "load_qwen_clip_folder",
     "save_nano_text_encoder",
+    "stop_ids",
+    "write_with_transformers",
 ]

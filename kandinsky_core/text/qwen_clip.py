@@ -10,7 +10,7 @@ Letters: B batch, L text tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,15 +21,15 @@ from torch.nn import functional
 from ..errors import import_extra
 from .protocol import Task, TextConditioning
 from .templates import END_TAG, IMAGE_TAGS, TASK_TEMPLATES, TEMPLATES
+from .vision import MAX_IMAGE_PIXELS, MIN_IMAGE_PIXELS
+from .writing import CannotWriteError, TokenChooser, Written, write_with_transformers
 
 CLIP_LENGTH = 77
 """Tokens that CLIP reads: the prompt, cut or padded."""
-# of Qwen2.5-VL's preprocessor_config.json
-MIN_IMAGE_PIXELS, MAX_IMAGE_PIXELS = 56 * 56, 12_845_056
 
 
 class QwenClipTextEncoder(nn.Module):
-    """Qwen2.5-VL and CLIP behind the `TextEncoder` protocol.
+    """Qwen2.5-VL and CLIP behind the `TextEncoder` protocol, and Qwen behind `Writer`.
 
     `load_qwen_clip` makes one from files. With `offload`, each of the two models is on `device`
     only while it encodes, so that the transformer finds the memory free; `release` drops both.
@@ -44,6 +44,7 @@ class QwenClipTextEncoder(nn.Module):
         *,
         device: torch.device | str | None = None,
         offload: bool = False,
+        read_head: Callable[[], Tensor] | None = None,
     ) -> None:
         """Takes built models.
 
@@ -54,8 +55,11 @@ class QwenClipTextEncoder(nn.Module):
             clip_tokenizer: Its tokenizer.
             device: Where to encode; None is where the weights are at the time.
             offload: Whether the weights stay where they are now except while they encode.
+            read_head: Returns the weight (V, D) of Qwen's language head. Only writing needs it, so
+                it is read then; without it the encoder cannot write.
         """
         super().__init__()
+        self._read_head = read_head
         self.qwen: nn.Module | None = qwen.eval().requires_grad_(False)
         self.clip: nn.Module | None = clip.eval().requires_grad_(False)
         self.qwen_tokenizer = qwen_tokenizer
@@ -148,18 +152,51 @@ class QwenClipTextEncoder(nn.Module):
         image_inputs: dict[str, Tensor] = {}
         image_tokens = None
         if TASK_TEMPLATES[task] == "edit":
-            image_inputs, image_tokens = self._image_inputs(prompts, images)
+            image_inputs, image_tokens = _look_at(self._halves(prompts, images))
         ids, mask = self.tokenize(prompts, task, image_tokens)
+        return self._forward_inputs(qwen, ids, mask, image_inputs)
+
+    @torch.no_grad()
+    def write(
+        self, chat: str, image: Tensor | None, choose: TokenChooser, max_tokens: int
+    ) -> Written:
+        """Continues a chat through transformers' `generate`; see `Writer.write`."""
+        if self.qwen is None:
+            raise ValueError("the text encoder was released; load it again before writing")
+        if self._read_head is None:
+            raise CannotWriteError("This text encoder was built without Qwen's language head")
+        head = self._read_head()
+        image_inputs: dict[str, Tensor] = {}
+        if image is not None:
+            image_inputs, (count,) = _look_at(image)
+            chat = chat.replace(IMAGE_TAGS[1], IMAGE_TAGS[1] * count, 1)
+        ids = torch.tensor([self.qwen_tokenizer(chat)["input_ids"]])
+        inputs = self._forward_inputs(self.qwen, ids, torch.ones_like(ids), image_inputs)
+        with torch.device("meta"):
+            transformers = import_extra("transformers", "text")
+            model = transformers.Qwen2_5_VLForConditionalGeneration(self.qwen.config)
+        model.model = self.qwen
+        with self._placed(self.qwen) as device:
+            dtype = next(self.qwen.parameters()).dtype
+            model.lm_head.weight = nn.Parameter(head.to(device, dtype), requires_grad=False)
+            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+            return write_with_transformers(
+                model.eval(), self.qwen_tokenizer, inputs, choose, max_tokens
+            )
+
+    def _forward_inputs(
+        self, qwen: nn.Module, ids: Tensor, mask: Tensor, image_inputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Returns what Qwen's forward takes for ids and mask (B, L)."""
         if image_inputs and "mm_token_type_ids" in inspect.signature(qwen.forward).parameters:
             # transformers 5 wants the image tokens pointed out; 4 finds them by their id
             patch_id = self.qwen_tokenizer.convert_tokens_to_ids(IMAGE_TAGS[1])
             image_inputs["mm_token_type_ids"] = (ids == patch_id).int()
         return {"input_ids": ids, "attention_mask": mask.long(), **image_inputs}
 
-    def _image_inputs(
-        self, prompts: Sequence[str], images: Tensor | None
-    ) -> tuple[dict[str, Tensor], list[int]]:
-        """Returns Qwen's inputs for the images, and how many tokens each takes."""
+    @staticmethod
+    def _halves(prompts: Sequence[str], images: Tensor | None) -> Tensor:
+        """Checks the images of edit prompts and returns them as Qwen sees them."""
         if images is None:
             raise ValueError(
                 "an edit prompt is encoded together with its source image, got no image; "
@@ -174,19 +211,7 @@ class QwenClipTextEncoder(nn.Module):
             raise ValueError(
                 f"a prompt contains {IMAGE_TAGS[1]}, which marks the place of an image; remove it"
             )
-        transformers = import_extra("transformers", "text")
-        import_extra("torchvision", "text")  # transformers' own message is a page long
-        # the reference uses the torchvision variant, whose name changed in transformers 5
-        major = int(transformers.__version__.split(".")[0])
-        name = "Qwen2VLImageProcessor" if major >= 5 else "Qwen2VLImageProcessorFast"
-        processor = getattr(transformers, name)(
-            min_pixels=MIN_IMAGE_PIXELS, max_pixels=MAX_IMAGE_PIXELS
-        )
-        halves = halve_images(images.expand(len(prompts), -1, -1, -1))
-        inputs = processor(images=list(halves), return_tensors="pt")
-        merged = processor.merge_size**2
-        counts = [int(grid.prod()) // merged for grid in inputs["image_grid_thw"]]
-        return dict(inputs), counts
+        return halve_images(images.expand(len(prompts), -1, -1, -1))
 
     @contextmanager
     def _placed(self, module: nn.Module) -> Iterator[torch.device]:
@@ -220,6 +245,22 @@ def halve_images(images: Tensor) -> Tensor:
     size = (max(1, images.shape[-2] // 2), max(1, images.shape[-1] // 2))
     halves = functional.interpolate(levels, size=size, mode="bilinear", antialias=True)
     return halves.round().to(torch.uint8)
+
+
+def _look_at(images: Tensor) -> tuple[dict[str, Tensor], list[int]]:
+    """Returns Qwen's inputs for images (B, 3, H, W) uint8, and how many tokens each takes."""
+    transformers = import_extra("transformers", "text")
+    import_extra("torchvision", "text")  # transformers' own message is a page long
+    # the reference uses the torchvision variant, whose name changed in transformers 5
+    major = int(transformers.__version__.split(".")[0])
+    name = "Qwen2VLImageProcessor" if major >= 5 else "Qwen2VLImageProcessorFast"
+    processor = getattr(transformers, name)(
+        min_pixels=MIN_IMAGE_PIXELS, max_pixels=MAX_IMAGE_PIXELS
+    )
+    inputs = processor(images=list(images), return_tensors="pt")
+    merged = processor.merge_size**2
+    counts = [int(grid.prod()) // merged for grid in inputs["image_grid_thw"]]
+    return dict(inputs), counts
 
 
 def _empty_cache(device: torch.device | None) -> None:

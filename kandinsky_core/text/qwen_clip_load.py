@@ -8,7 +8,8 @@ are taken off on both sides before the names are compared.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, import_extra
 from .qwen_clip import QwenClipTextEncoder
+from .writing import CannotWriteError
 
 QWEN_7B_CONFIG: dict[str, Any] = {
     "text_config": {
@@ -58,6 +60,7 @@ CLIP_L_CONFIG: dict[str, Any] = {
 """The text model of CLIP ViT-L/14, for files that come without a config.json."""
 
 _PREFIXES = re.compile(r"^(?:(?:model|language_model|text_model|transformer|clip_l)\.)+")
+_HEAD = "lm_head."
 _UNUSED = re.compile(r"lm_head\.|logit_scale$|text_projection|position_ids$|inv_freq$|scaled_fp8$")
 _SCALES = (".scale_weight", ".weight_scale")
 _QUANTISATION = (*_SCALES, ".scale_input", ".input_scale", ".comfy_quant")
@@ -115,7 +118,56 @@ def load_qwen_clip(
         _load_tokenizer(transformers, Path(clip_tokenizer)),
         device=device,
         offload=offload,
+        read_head=partial(read_language_head, qwen_path, dtype),
     )
+
+
+def read_language_head(path: str | Path, dtype: torch.dtype | None = None) -> Tensor:
+    """Reads the layer that turns Qwen's states into words, which encoding does not need.
+
+    Args:
+        path: A .safetensors file of Qwen2.5-VL, or a folder with one or several.
+        dtype: Of the result; None keeps the file's (bf16 where it is in fp8).
+
+    Returns:
+        Weight (vocabulary, width).
+
+    Raises:
+        CannotWriteError: if the file was saved without that layer.
+    """
+    path = Path(path)
+    parts: dict[str, Tensor] = {}
+    for file in _weight_files(path):
+        with safe_open(file, framework="pt") as opened:
+            names = [name for name in opened.keys() if _HEAD in name]  # noqa: SIM118
+            parts |= {name: opened.get_tensor(name) for name in names}
+    return language_head(parts, path, dtype)
+
+
+def language_head(
+    parts: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Makes the language head's weight of what a file holds of it.
+
+    Args:
+        parts: Its tensors by name: lm_head.weight and, in fp8, a scale.
+        path: Where they are from.
+        dtype: Of the result; None keeps theirs (bf16 where they are in fp8).
+
+    Returns:
+        Weight (vocabulary, width).
+
+    Raises:
+        CannotWriteError: if the weight is not there.
+    """
+    own = {_HEAD + name.split(_HEAD, 1)[1]: tensor for name, tensor in parts.items()}
+    state = _unscaled(own, dtype)
+    if _HEAD + "weight" not in state:
+        raise CannotWriteError(
+            f"{path.name} holds no lm_head.weight, the layer with which Qwen2.5-VL writes (use a "
+            "file of the whole model)"
+        )
+    return state[_HEAD + "weight"]
 
 
 def load_qwen_clip_folder(
@@ -162,11 +214,7 @@ def _load_model(
     dtype: torch.dtype | None,
 ) -> nn.Module:
     """Builds a model of transformers from a weight file or folder."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise CheckpointError(
-            f"no .safetensors file at {path}; give a weight file or a folder that holds them"
-        )
+    files = _weight_files(path)
     has_config = path.is_dir() and (path / "config.json").is_file()
     config = config_class.from_pretrained(path) if has_config else config_class(**default_config)
     with torch.device("meta"):
@@ -181,6 +229,15 @@ def _load_model(
     return model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
 
 
+def _weight_files(path: Path) -> list[Path]:
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise CheckpointError(
+            f"no .safetensors file at {path}; give a weight file or a folder that holds them"
+        )
+    return files
+
+
 def _read_tensors(files: Iterable[Path], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Reads tensors by name without prefix, undoing fp8 scaling; drops what no encoder uses."""
     raw: dict[str, Tensor] = {}
@@ -192,6 +249,11 @@ def _read_tensors(files: Iterable[Path], dtype: torch.dtype | None) -> dict[str,
                         raw[_PREFIXES.sub("", name)] = file.get_tensor(name)
         except SafetensorError as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    return _unscaled(raw, dtype)
+
+
+def _unscaled(raw: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Undoes fp8 scaling and drops what belongs to it."""
     state: dict[str, Tensor] = {}
     for name, tensor in raw.items():
         if name.endswith(_QUANTISATION):

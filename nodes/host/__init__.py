@@ -9,6 +9,7 @@ from __future__ import annotations
 from .attention import AttentionChoice, with_attention, with_watch
 from .caching import measure_ratios, with_magcache
 from .chosen import chosen_before, with_settings
+from .expand import expand_prompt
 from .files import NANO, Folder, choices, find_name, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
 from .inputs import fingerprint_input, input_texts, read_input_text
@@ -46,6 +47,7 @@ __all__ = [
     "decode_frames",
     "encode_images",
     "encode_text",
+    "expand_prompt",
     "find_name",
     "fingerprint_input",
     "input_texts",

@@ -32,6 +32,7 @@ from .caching import around_blocks
 from .chosen import chosen_rope_scale
 from .latents import SPACE, LatentSpace, pixel_size, space_of_transformer
 from .patches import around_block, shows_first_frame
+from .prompt import TEXT_MARK, name_foreign_text
 from .sampling import FlowSampling
 
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
@@ -155,6 +156,7 @@ class Kandinsky5(comfy.model_base.BaseModel):
         self.model_sampling = FlowSampling(model_config)
         self.info = info
         self.space = space
+        self._foreign_text_named = False
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
         """Turn one entry of a CONDITIONING into arguments of `Network`.
@@ -181,6 +183,9 @@ class Kandinsky5(comfy.model_base.BaseModel):
                 f"prompt was encoded with widths {found}; load the text encoders that belong to "
                 f"the model ({self.info.variant})."
             )
+        if TEXT_MARK not in kwargs and not self._foreign_text_named:
+            name_foreign_text(which)
+            self._foreign_text_named = True
         if noise.shape[1] != config.latent_channels:
             raise ValueError(
                 f"latent: this model has {config.latent_channels} channels, the latent has "

@@ -1,4 +1,4 @@
-"""What is done to a prompt before any encoder sees it."""
+"""What is done to a prompt before any encoder sees it, and how encoded ones are told apart."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from ...kandinsky_core.checkpoint import add_triggers
 
 TRIGGERS = "k5_triggers"
 """Tokenizer option: texts of LoRAs that belong before the prompt, a tuple."""
+
+TEXT_MARK = "k5_text"
+"""Conditioning key: encoded as the reference does; what native nodes encode lacks it."""
 
 _WEIGHTED = re.compile(r"(?<!\\)\(([^()]*):\s*[-+]?\d*\.?\d+\s*\)")
 
@@ -41,3 +44,18 @@ def strip_weights(text: str) -> str:
             "they were taken out of the prompt."
         )
     return stripped
+
+
+def name_foreign_text(which: str) -> None:
+    """Log how text of other nodes differs from what the model was trained with.
+
+    Args:
+        which: "positive" or "negative".
+    """
+    logging.warning(
+        "Kandinsky 5: %s was encoded by another node. It is taken as it is, but ComfyUI's own "
+        "kandinsky5 encoder gives Qwen's states before the final norm and does not cut long "
+        "prompts, unlike the text that the model was trained with; Text Encode (Kandinsky 5) takes "
+        "that CLIP too.",
+        which,
+    )

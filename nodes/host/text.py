@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import identify
 from ...kandinsky_core.text import NanoTextEncoder, Task, load_nano_text_encoder
-from .prompt import prepare_prompt
+from .prompt import TEXT_MARK, prepare_prompt
+from .text_native import is_native_pair, with_reference_text
 from .text_qwen import QwenClipModel, QwenClipTokenizer, read_qwen_clip
 
 Tokens = dict[str, Any]
@@ -94,7 +95,7 @@ class NanoModel(nn.Module):
         device = self.encoder.word_embeddings.weight.device
         ids = torch.tensor([[pair[0] for pair in pairs]], device=device)
         states, pooled = self.encoder(ids, torch.ones_like(ids, dtype=torch.bool))
-        return states.float().cpu(), pooled.float().cpu(), {}
+        return states.float().cpu(), pooled.float().cpu(), {TEXT_MARK: True}
 
     def load_sd(self, sd: dict[str, Tensor]) -> tuple[list[str], list[str]]:
         result = self.encoder.load_state_dict(sd, strict=False)
@@ -154,7 +155,7 @@ def encode_text(
     """Encode a prompt to CONDITIONING.
 
     Args:
-        clip: From `load_text_encoders`.
+        clip: From `load_text_encoders`, or the host's own kandinsky5 CLIP.
         text: The prompt.
         task: Chooses the template.
         images: Source images (B, 3, H, W) in [-1, 1] for an edit.
@@ -162,6 +163,8 @@ def encode_text(
     Raises:
         ValueError: The CLIP is of another family.
     """
+    if is_native_pair(clip):
+        clip = with_reference_text(clip)
     if not is_ours(clip):
         raise ValueError(
             "clip: expected one from Load Text Encoders (Kandinsky 5), found "

@@ -7,6 +7,7 @@ norm, as the transformers were trained, and the cuts are the reference's.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import comfy.text_encoders.hunyuan_video
 import comfy.text_encoders.qwen_image
 import comfy.utils
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import read_header
@@ -26,9 +26,11 @@ from ...kandinsky_core.text import (
     IMAGE_TAGS,
     TASK_TEMPLATES,
     TEMPLATES,
+    fit_for_qwen,
     halve_images,
 )
-from .prompt import prepare_prompt
+from .prompt import TEXT_MARK, prepare_prompt
+from .qwen_vision import as_picture, picture_order
 
 QWEN = "qwen25_7b"
 CLIP_L = "clip_l"
@@ -36,7 +38,9 @@ CROP = "k5_crop"
 """Entry of the token dictionary: tokens to drop from the front after encoding."""
 
 _HEAD_DIM = 128  # the host's Qwen2.5 has no other
-_UNUSED = ("visual.", "text_projection", "logit_scale", "position_ids")
+_VISION = "visual."
+_UNUSED = (_VISION, "text_projection", "logit_scale", "position_ids")
+_HEAD = "lm_head."
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class QwenClipWeights:
     """State dicts of both models under ComfyUI's names."""
 
     qwen: dict[str, Tensor]
+    head: dict[str, Tensor]
+    """What the file holds of Qwen's language head, which only writing needs."""
     clip: dict[str, Tensor]
     qwen_path: Path
     clip_path: Path
@@ -69,7 +75,8 @@ def read_qwen_clip(qwen_path: Path, clip_path: Path) -> QwenClipWeights:
         raise ValueError(
             f"clip_name: {clip_path.name} is not a CLIP-L text encoder; use clip_l.safetensors."
         )
-    return QwenClipWeights(qwen, clip, qwen_path, clip_path)
+    head = {name: qwen.pop(name) for name in list(qwen) if _HEAD in name}
+    return QwenClipWeights(qwen, head, clip, qwen_path, clip_path)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -90,7 +97,7 @@ class QwenClipTokenizer:
         self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None
     ) -> None:
         data = tokenizer_data or {}
-        self._qwen = comfy.text_encoders.qwen_image.Qwen25_7BVLITokenizer(
+        self.qwen = comfy.text_encoders.qwen_image.Qwen25_7BVLITokenizer(
             embedding_directory=embedding_directory, tokenizer_data=data
         ).tokenizer
         self._clip = comfy.sd1_clip.SDTokenizer(
@@ -126,14 +133,9 @@ class QwenClipTokenizer:
                     "none; connect it, to the negative prompt too."
                 )
             chat += "".join(IMAGE_TAGS) * len(images) + END_TAG
-            halves = rearrange(halve_images(images), "b c h w -> b h w c") / 255
-            pictures = [{"type": "image", "data": half[None]} for half in halves]
+            pictures = [as_picture(fit_for_qwen(half[None])) for half in halve_images(images)]
         limit = None if template.max_tokens is None else template.crop + template.max_tokens
-        ids: list[Any] = self._qwen(chat)["input_ids"][:limit]
-        patch_id = self._qwen.convert_tokens_to_ids(IMAGE_TAGS[1])
-        places = [i for i, token in enumerate(ids) if token == patch_id][-len(pictures) :]
-        for place, picture in zip(places if pictures else [], pictures, strict=True):
-            ids[place] = picture
+        ids = self._with_pictures(self.qwen(chat)["input_ids"][:limit], pictures)
         clip_ids = self._clip(text, max_length=CLIP_LENGTH, truncation=True, padding="max_length")[
             "input_ids"
         ]
@@ -144,9 +146,22 @@ class QwenClipTokenizer:
             CROP: template.crop,
         }
 
+    def tokenize_chat(self, chat: str, image: Tensor | None) -> list[Any]:
+        """Tokenize a whole chat for Qwen, with an image (1, 3, H, W) uint8 where its tag is."""
+        pictures = [] if image is None else [as_picture(image)]
+        return self._with_pictures(self.qwen(chat)["input_ids"], pictures)
+
+    def _with_pictures(self, ids: list[Any], pictures: Sequence[dict[str, Any]]) -> list[Any]:
+        """Put pictures where the last image tags are."""
+        patch_id = self.qwen.convert_tokens_to_ids(IMAGE_TAGS[1])
+        places = [i for i, token in enumerate(ids) if token == patch_id][-len(pictures) :]
+        for place, picture in zip(places if pictures else [], pictures, strict=True):
+            ids[place] = picture
+        return ids
+
     def untokenize(self, pairs: list[tuple[Any, ...]]) -> list[tuple[Any, str]]:
         """Pair each of Qwen's tokens with its text."""
-        return [(pair, self._qwen.decode([pair[0]])) for pair in pairs]
+        return [(pair, self.qwen.decode([pair[0]])) for pair in pairs]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -183,6 +198,10 @@ class QwenClipModel(nn.Module):
             model_options=clip_options,
         )
         self.dtypes = {clip_dtype, detected.get("dtype_llama", dtype)}
+        # a plain attribute: not a part of what the host moves to encode
+        self.head = weights.head
+        self.qwen_path = weights.qwen_path
+        self.can_see = True
 
     def load_weights(self, weights: QwenClipWeights) -> None:
         """Fill both models.
@@ -201,6 +220,8 @@ class QwenClipModel(nn.Module):
                     f"{path.name} has weights of other shapes than Qwen2.5-VL 7B and CLIP-L; use "
                     "the files that the help page of this node names."
                 ) from error
+            if model is self.qwen:
+                self.can_see = not any(name.startswith(_VISION) for name in missing)
             missing = [name for name in missing if not any(part in name for part in _UNUSED)]
             if missing:
                 raise ValueError(
@@ -216,14 +237,36 @@ class QwenClipModel(nn.Module):
 
     def encode_token_weights(self, tokens: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Encode what `QwenClipTokenizer` made: tokens (1, L, 3584), pooled (1, 768)."""
-        states = self.qwen.encode_token_weights(tokens[QWEN])[0]
-        pooled = self.clip.encode_token_weights(tokens[CLIP_L])[1]
-        return states[:, tokens[CROP] :], pooled, {}
+        if not self.can_see and any(not isinstance(pair[0], int) for pair in tokens[QWEN][0]):
+            raise ValueError(
+                f"qwen_name: {self.qwen_path.name} holds no vision tower, so it cannot look at the "
+                "image; use a file of the whole Qwen2.5-VL 7B."
+            )
+        return encode_tokens(self.qwen, self.clip, tokens)
 
     def load_sd(self, sd: dict[str, Tensor]) -> tuple[list[str], list[str]]:
         """Load either model's weights, told apart by their names."""
         is_clip = "text_model.final_layer_norm.weight" in sd
         return (self.clip if is_clip else self.qwen).load_sd(sd)
+
+
+def encode_tokens(
+    qwen: Any, clip: Any, tokens: dict[str, Any]
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Encode what `QwenClipTokenizer` made, as the reference does.
+
+    Args:
+        qwen: The host's Qwen2.5-VL, set to give its states after the final norm.
+        clip: The host's CLIP-L, set to give its pooled vector without the projection.
+        tokens: Of both.
+
+    Returns:
+        Tokens (1, L, 3584), pooled (1, 768), and the mark of this encoder.
+    """
+    with picture_order(qwen.transformer.visual):
+        states = qwen.encode_token_weights(tokens[QWEN])[0]
+    pooled = clip.encode_token_weights(tokens[CLIP_L])[1]
+    return states[:, tokens[CROP] :], pooled, {TEXT_MARK: True}
 
 
 def _qwen_config(state: dict[str, Tensor]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from kandinsky_core.checkpoint import describe_metadata, identify, save_checkpoi
 from kandinsky_core.cli_jobs import checksum
 from kandinsky_core.config import DiTConfig, NanoTextConfig, VideoVAEConfig
 from kandinsky_core.models import CrossDiT, ImageVAE, VideoVAE
-from kandinsky_core.text import NanoTextEncoder, save_nano_text_encoder
+from kandinsky_core.text import NanoTextEncoder, Written, save_nano_text_encoder
 from kandinsky_core.variants import VAES, VARIANTS
 from kandinsky_core.video import (
     read_image,
@@ -118,6 +118,38 @@ def test_a_prompt_makes_a_video_and_a_sheet(
     assert clip.metadata["seed"] == "5"
     assert clip.metadata["steps"] == "2"
     assert len(read_image(tmp_path / "sheet.png"))
+
+
+def test_nano_is_asked_to_expand_and_the_prompt_stays(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--task", "t2i", "--expand") == 0
+    printed = capsys.readouterr()
+    assert "note: This text encoder can read and not write" in printed.err
+    metadata = read_image_metadata(tmp_path / "output.png")
+    assert metadata["prompt"] == "a red circle"
+    assert "original_prompt" not in metadata
+
+
+def test_an_expanded_prompt_is_what_is_made(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def write(_encoder, chat, image, choose, max_tokens):
+        asked.append((chat, image, choose.temperature, max_tokens))
+        return Written("A red circle, a red circle and a very large one", finished=True)
+
+    monkeypatch.setattr(NanoTextEncoder, "write", write, raising=False)
+    options = ("--expand", "--keep-language", "--temperature", 0.25, "--max-tokens", 64)
+    assert run("--task", "t2i", *options) == 0
+    assert "note: Expanded from 3 to 11 words." in capsys.readouterr().err
+    ((chat, image, temperature, max_tokens),) = asked
+    assert "Write in the language of the request." in chat and "a red circle<|im_end|>" in chat
+    assert (image, temperature, max_tokens) == (None, 0.25, 64)
+    metadata = read_image_metadata(tmp_path / "output.png")
+    assert metadata["prompt"].startswith("A red circle, a red circle and")
+    assert metadata["original_prompt"] == "a red circle"
 
 
 def test_a_seed_repeats_and_another_differs(run: Run, tmp_path: Path) -> None:

@@ -150,6 +150,31 @@ def tiny_image_model(save_tiny, load_model):
     return load_model(save_tiny("tiny_image.safetensors", replace(TINY, visual_cond=False), "t2i"))
 
 
+@pytest.fixture(scope="session")
+def give_sight(host):
+    """Put a small vision tower of the host's own class into a CLIP: the loader makes one size only.
+
+    `give_sight(clip, weights, sizes)` takes the weights of transformers' tower and its config.
+    """
+
+    def call(clip, weights, sizes):
+        tower = host.module("comfy.text_encoders.qwen_vl").Qwen2VLVisionTransformer(
+            hidden_size=sizes["hidden_size"],
+            output_hidden_size=sizes["out_hidden_size"],
+            intermediate_size=sizes["intermediate_size"],
+            num_heads=sizes["num_heads"],
+            num_layers=sizes["depth"],
+            ops=host.module("comfy.ops").manual_cast,
+        )
+        tower.fullatt_block_indexes = sizes["fullatt_block_indexes"]
+        tower.load_state_dict(weights, strict=True)
+        clip.cond_stage_model.qwen.transformer.visual = tower
+        clip.cond_stage_model.can_see = True
+        return clip
+
+    return call
+
+
 @pytest.fixture
 def prompts(clip, run):
     """Positive and negative conditioning of different lengths."""

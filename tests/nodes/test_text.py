@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
 
-from kandinsky_core.text import load_qwen_clip
+from kandinsky_core.text import TEMPLATES, load_qwen_clip
 
 QWEN_CONFIG = {
     "text_config": {
@@ -41,6 +42,15 @@ CLIP_CONFIG = {
     "projection_dim": 64,
     "hidden_act": "quick_gelu",
 }
+# what the host's Qwen is told of its size
+LLAMA_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 
 
 def test_native_text_encode_equals_ours(host, run, clip):
@@ -108,6 +118,15 @@ def large_clip(run, large):
     return run("K5_LoadTextEncoders", **names, task="t2i")[0]
 
 
+@pytest.fixture(scope="module")
+def seeing_clip(run, large, large_clip, give_sight):
+    """Another one, with a small vision tower."""
+    assert large_clip.cond_stage_model.can_see is False
+    names = {"qwen_name": "qwen.safetensors", "clip_name": "clip.safetensors"}
+    clip = run("K5_LoadTextEncoders", **names, task="t2i")[0]
+    return give_sight(clip, large.qwen.visual.state_dict(), QWEN_CONFIG["vision_config"])
+
+
 @pytest.mark.parametrize("task", ["t2v", "t2i"])
 @pytest.mark.parametrize("text", ["A red fox (in snow) walks. Лиса идёт.", "", "word " * 300])
 def test_large_encoders_equal_the_core(run, large, large_clip, task, text):
@@ -122,3 +141,205 @@ def test_native_text_encode_uses_the_loaders_task(host, large, large_clip):
     expected = large.encode(["a fox"], task="t2i")
     ((tokens, _),) = host.native.CLIPTextEncode().encode(large_clip, "a fox")[0]
     assert (tokens - expected.tokens).abs().max() < 1e-4
+
+
+def test_an_edit_is_encoded_with_its_image_as_the_core_does(run, large, seeing_clip):
+    image = torch.rand(1, 150, 330, 3, generator=torch.Generator().manual_seed(1))
+    pixels = image.permute(0, 3, 1, 2) * 2 - 1
+    expected = large.encode(["make it blue"], task="i2i", images=pixels)
+    given = {"clip": seeing_clip, "text": "make it blue", "task": "i2i"}
+    ((tokens, extra),) = run("K5_TextEncode", **given, image=image)[0]
+    assert tokens.shape == expected.tokens.shape
+    assert (tokens - expected.tokens).abs().max() < 1e-4
+    assert (extra["pooled_output"] - expected.pooled).abs().max() < 1e-4
+    ((mirrored, _),) = run("K5_TextEncode", **given, image=image.flip(2))[0]
+    assert (mirrored - expected.tokens).abs().max() > 1e-2
+
+
+def test_an_edit_without_a_vision_tower_says_so(run, large_clip):
+    with pytest.raises(ValueError, match=r"qwen\.safetensors holds no vision tower"):
+        run(
+            "K5_TextEncode",
+            clip=large_clip,
+            text="make it blue",
+            task="i2i",
+            image=torch.zeros(1, 64, 64, 3),
+        )
+
+
+# the host's own kandinsky5 CLIP, which 0.3.75 has not
+
+
+@pytest.fixture(scope="module")
+def native_clip(host, large_clip):
+    """A CLIP with the parts, names and settings of the host's own kandinsky5 type, and the weights
+    of `large_clip`: Qwen's states before the final norm, no limit of length, the video template."""
+    sd1_clip = host.module("comfy.sd1_clip")
+    qwen_image = host.module("comfy.text_encoders.qwen_image")
+    architecture = host.module("comfy.text_encoders.llama").Qwen25_7BVLI
+    ours = large_clip.cond_stage_model
+
+    class LastHidden(sd1_clip.SDClipModel):
+        def __init__(self, model_options, **options):
+            super().__init__(
+                layer="hidden",
+                layer_idx=-1,
+                textmodel_json_config={},
+                special_tokens={"pad": 151643},
+                layer_norm_hidden_state=False,
+                model_class=architecture,
+                enable_attention_masks=True,
+                return_attention_masks=True,
+                model_options=model_options,
+                **options,
+            )
+
+    class Model(qwen_image.QwenImageTEModel):
+        def __init__(self, **options):
+            super(qwen_image.QwenImageTEModel, self).__init__(
+                name="qwen25_7b", clip_model=LastHidden, **options
+            )
+            self.clip_l = sd1_clip.SDClipModel(return_projected_pooled=False, **options)
+
+        def encode_token_weights(self, tokens):
+            states, _, extra = super().encode_token_weights(tokens)
+            return states, self.clip_l.encode_token_weights(tokens["l"])[1], extra
+
+        def set_clip_options(self, options):
+            super().set_clip_options(options)
+            self.clip_l.set_clip_options(options)
+
+        def reset_clip_options(self):
+            super().reset_clip_options()
+            self.clip_l.reset_clip_options()
+
+    class Tokenizer(qwen_image.QwenImageTokenizer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.llama_template = TEMPLATES["video"].text
+            self.clip_l = sd1_clip.SDTokenizer(**options)
+
+        def tokenize_with_weights(self, text, return_word_ids=False, **options):
+            tokens = super().tokenize_with_weights(text, return_word_ids, **options)
+            tokens["l"] = self.clip_l.tokenize_with_weights(text, return_word_ids, **options)
+            return tokens
+
+    text = QWEN_CONFIG["text_config"]
+    options = {
+        "dtype": torch.float32,
+        "qwen25_7b_model_config": {key: text[key] for key in text if key in LLAMA_KEYS},
+        "clip_l_model_config": CLIP_CONFIG,
+    }
+    target = SimpleNamespace(clip=Model, tokenizer=Tokenizer, params={})
+    clip = host.module("comfy.sd").CLIP(target, model_options=options)
+    for part, weights in (("qwen25_7b", ours.qwen), ("clip_l", ours.clip)):
+        state = weights.transformer.state_dict()
+        state = {name: state[name] for name in state if not name.startswith("visual.")}
+        missing, unexpected = getattr(clip.cond_stage_model, part).load_sd(state)
+        assert all("visual." in name for name in missing) and not unexpected
+    return clip
+
+
+@pytest.mark.parametrize(
+    ("task", "text"), [("t2v", "word " * 300), ("i2v", "Лиса"), ("t2i", "a fox")]
+)
+def test_a_native_clip_encodes_as_the_reference_here(run, large, native_clip, task, text, caplog):
+    expected = large.encode([text], task=task)
+    with caplog.at_level(logging.INFO):
+        ((tokens, extra),) = run("K5_TextEncode", clip=native_clip, text=text, task=task)[0]
+    assert tokens.shape == expected.tokens.shape
+    assert (tokens - expected.tokens).abs().max() < 1e-4
+    assert (extra["pooled_output"] - expected.pooled).abs().max() < 1e-4
+    lines = [r for r in caplog.records if "own kandinsky5 encoder" in r.getMessage()]
+    assert len(lines) == 1
+
+
+def test_a_native_clip_stays_as_it_is_for_native_nodes(host, run, large, native_clip):
+    encode = host.native.CLIPTextEncode().encode
+    ((before, extra),) = encode(native_clip, "a fox")[0]
+    run("K5_TextEncode", clip=native_clip, text="a fox", task="t2v")
+    ((after, _),) = encode(native_clip, "a fox")[0]
+    assert torch.equal(before, after)
+    assert "k5_text" not in extra
+    # what the log line says: the same tokens, but for the final norm
+    norm = large.qwen.language_model.norm
+    expected = large.encode(["a fox"], task="t2v").tokens
+    assert (norm(before) - expected).abs().max() < 1e-4
+    assert (before - expected).abs().max() > 0.1
+
+
+# conditioning of other nodes, and what the host does with ours
+
+
+def test_text_of_other_nodes_is_taken_with_one_line_of_log(load_model, sample, prompts, caplog):
+    model = load_model()
+    with caplog.at_level(logging.WARNING):
+        expected = sample(model)
+    assert "encoded by another node" not in caplog.text
+    foreign = [
+        [[tokens, {key: value for key, value in extra.items() if key != "k5_text"}]]
+        for ((tokens, extra),) in prompts
+    ]
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            found = sample(model, positive=foreign[0], negative=foreign[1])
+    assert torch.equal(found, expected)
+    lines = [r.getMessage() for r in caplog.records if "encoded by another node" in r.getMessage()]
+    assert len(lines) == 1 and "before the final norm" in lines[0]
+
+
+def test_the_encoder_leaves_memory_when_it_is_needed(host, run, large_clip):
+    management = host.module("comfy.model_management")
+
+    def is_loaded():
+        return any(each.model is large_clip.patcher for each in management.current_loaded_models)
+
+    before = run("K5_TextEncode", clip=large_clip, text="a fox", task="t2v")[0][0][0]
+    assert is_loaded()
+    management.free_memory(1e30, large_clip.patcher.load_device)
+    assert not is_loaded()
+    after = run("K5_TextEncode", clip=large_clip, text="a fox", task="t2v")[0][0][0]
+    assert torch.equal(before, after)
+
+
+def test_the_host_encodes_a_prompt_once(host, monkeypatch):
+    """Its cache goes by inputs; a node could spoil that."""
+    classes = host.native.NODE_CLASS_MAPPINGS
+    for node_id in ("K5_LoadTextEncoders", "K5_TextEncode", "K5_ExpandPrompt"):
+        monkeypatch.setitem(classes, node_id, host.pack[node_id])
+    end = type(
+        "End",
+        (),
+        {
+            "INPUT_TYPES": classmethod(lambda _: {"required": {"text": ("CONDITIONING",)}}),
+            "RETURN_TYPES": (),
+            "FUNCTION": "end",
+            "OUTPUT_NODE": True,
+            "end": lambda *_, **__: {},
+        },
+    )
+    monkeypatch.setitem(classes, "End", end)
+    expand = {"task": "t2v", "language": "English", "seed": 0, "max_tokens": 64, "temperature": 0.7}
+    loader = {"qwen_name": "nano (bundled)", "clip_name": "(none)", "task": "t2v"}
+    prompt = {
+        "1": {"class_type": "K5_LoadTextEncoders", "inputs": loader},
+        "2": {
+            "class_type": "K5_ExpandPrompt",
+            "inputs": {"clip": ["1", 0], "prompt": "a red circle moves right", **expand},
+        },
+        "3": {
+            "class_type": "K5_TextEncode",
+            "inputs": {"clip": ["1", 0], "text": ["2", 0], "task": "t2v"},
+        },
+        "4": {"class_type": "End", "inputs": {"text": ["3", 0]}},
+    }
+    server = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *_: None)
+    executor = host.module("execution").PromptExecutor(server, cache_args={"lru": 0, "ram": 0})
+    cached = []
+    for number in range(2):
+        executor.execute(prompt, f"prompt {number}", {}, ["4"])
+        assert executor.success, executor.status_messages
+        messages = dict(executor.status_messages)
+        cached.append(set(messages["execution_cached"]["nodes"]))
+    assert cached[0] == set()
+    assert cached[1] >= {"1", "2", "3"}
