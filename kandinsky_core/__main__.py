@@ -208,6 +208,8 @@ def _request(args: argparse.Namespace, task: Task) -> GenerateRequest:
         shift=args.shift,
         rope_scale=tuple(args.rope_scale) if args.rope_scale else None,
         seed=args.seed,
+        normalize=args.normalize,
+        unguided_last_step=args.unguided_last_step,
     )
 
 

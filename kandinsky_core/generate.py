@@ -69,6 +69,10 @@ class GenerateRequest:
     """Share of attention that NABLA's kept blocks must cover, in [0, 1]."""
     seed: int = 0
     """Of the starting noise, from 0 to 2**64 - 1."""
+    normalize: bool = True
+    """Whether image to video ends with the reference's correction of the first frames."""
+    unguided_last_step: bool = False
+    """Whether the last step goes without guidance, which some find to leave less noise."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ def generate(
         pipeline.attend,
         cache=cache,
         nabla=nabla_for(settings),
+        unguided_from=times[-2].item() if request.unguided_last_step else 0.0,
     )
     latents = noise
     for step in sample(model, noise.to(pipeline.device), times, condition=condition):
@@ -170,7 +175,7 @@ def generate(
         if on_step is not None:
             on_step(step)
 
-    if condition.first_frame is not None:
+    if condition.first_frame is not None and request.normalize:
         latents = normalize_first_frames(latents)
     return Generated(to_vae_space(latents, pipeline.vae.config), shape, settings, pipeline.vae)
 

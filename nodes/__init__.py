@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .continuing import ExtendVideo, FirstLastFrame
 from .decode import Decode
+from .editing import EditImage, FitImage
 from .latents import EmptyLatent, ImageToVideo, NormalizeFirstFrames
 from .loaders import LoadModel, LoadTextEncoders, LoadVAE
 from .magcache import CacheSteps, CalibrateCache
@@ -29,6 +31,10 @@ NODES: list[type[io.ComfyNode]] = [
     CacheSteps,
     CalibrateCache,
     NablaInspector,
+    FitImage,
+    EditImage,
+    ExtendVideo,
+    FirstLastFrame,
 ]
 
 

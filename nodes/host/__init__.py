@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from .attention import AttentionChoice, with_attention, with_watch
 from .caching import measure_ratios, with_magcache
+from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen
 from .files import NANO, Folder, choices, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
 from .latents import SPACE, pixel_size
 from .model import (
-    FIRST_FRAME,
     WEIGHT_DTYPES,
     check_size,
     is_kandinsky,
@@ -27,20 +27,33 @@ from .model import (
 from .run import set_conditioning
 from .sampling import sample_latents, sampling_shift
 from .text import TASKS, encode_text, load_text_encoders
-from .vae import decode_frames, encode_images, load_vae
+from .vae import (
+    decode_frames,
+    encode_clip,
+    encode_first_frame,
+    encode_images,
+    encode_last_frame,
+    load_vae,
+)
 
 __all__ = [
     "FIRST_FRAME",
+    "LAST_FRAME",
     "NANO",
+    "SOURCE",
     "SPACE",
     "TASKS",
     "WEIGHT_DTYPES",
     "AttentionChoice",
     "Folder",
+    "check_seen",
     "check_size",
     "choices",
     "decode_frames",
+    "encode_clip",
+    "encode_first_frame",
     "encode_images",
+    "encode_last_frame",
     "encode_text",
     "is_kandinsky",
     "load_model",

@@ -29,7 +29,8 @@ from ...kandinsky_core.models import AroundBlocks, CrossDiT
 from ...kandinsky_core.settings import SamplingSettings
 from .attention import chosen_attention
 from .caching import around_blocks
-from .latents import SPACE, LatentSpace, pixel_size, space_of_transformer
+from .conditions import visual_conditions
+from .latents import LatentSpace, pixel_size, space_of_transformer
 from .sampling import FlowSampling
 
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
@@ -42,8 +43,6 @@ WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
 }
 """Choices of the loader -> dtype the weights are stored in; None leaves it to ComfyUI."""
 
-FIRST_FRAME = "k5_first_frame"
-"""Conditioning key: encoded image (B or 1, C, 1, H, W) in VAE space."""
 TIME_SCALE = 1000.0
 """ComfyUI hands over 1000 t."""
 
@@ -107,11 +106,13 @@ class Network(CrossDiT):
         around_blocks: AroundBlocks | None = None,
         text_mask: Tensor | None = None,
         first_frame: Tensor | None = None,
+        last_frame: Tensor | None = None,
+        source: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
         is_image = x.ndim == 4
         latents = x[:, :, None] if is_image else x
-        condition = VisualCondition(first_frame=first_frame)
+        condition = VisualCondition(first_frame, source, last_frame)
         velocity = super().forward(
             condition.network_input(latents, self.config.visual_cond),
             timestep.float() / TIME_SCALE,
@@ -192,30 +193,9 @@ class Kandinsky5(comfy.model_base.BaseModel):
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.shape == tokens.shape[:2] and not mask.all():
             conds["text_mask"] = comfy.conds.CONDRegular(mask.float())
-        if kwargs.get(FIRST_FRAME) is not None:
-            frame = self._first_frame(kwargs[FIRST_FRAME], kwargs.get(SPACE), noise)
-            conds["first_frame"] = comfy.conds.CONDRegular(frame)
+        for name, latents in visual_conditions(kwargs, self.info, self.space, noise).items():
+            conds[name] = comfy.conds.CONDRegular(latents)
         return conds
-
-    def _first_frame(self, frame: Tensor, space: str | None, noise: Tensor) -> Tensor:
-        """Check an encoded image against the model and the latent; returns it in model space."""
-        if not self.info.config.visual_cond:
-            raise ValueError(
-                f"model: {self.info.variant} makes images from text and takes no first frame; "
-                "use an image-to-video checkpoint."
-            )
-        if space is not None and space != self.space.name:
-            raise ValueError(
-                f"vae: the first frame was encoded with the {space} VAE, this model "
-                f"({self.info.variant}) needs the {self.space.name} VAE; load that one."
-            )
-        if noise.ndim != 5 or frame.shape[-2:] != noise.shape[-2:]:
-            wanted, given = ("x".join(map(str, pixel_size(each))) for each in (noise, frame))
-            raise ValueError(
-                f"latent: its frames are {wanted} pixels (height x width), the first frame is "
-                f"{given}; use the latent that Image to Video (Kandinsky 5) returns."
-            )
-        return self.process_latent_in(frame)
 
     def _apply_model(
         self,
@@ -228,28 +208,30 @@ class Kandinsky5(comfy.model_base.BaseModel):
         *,
         settings: SamplingSettings,
         first_frame: Tensor | None = None,
+        last_frame: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Denoise; a first frame is put into x, and into the result, so that any sampler lands
-        on it exactly."""
+        """Denoise; given frames are put into x, and into the result, so that any sampler lands
+        on them exactly."""
         options = transformer_options or {}
         nabla, attend = chosen_attention(options, settings, x, self.info.config)
-        condition = VisualCondition(first_frame=first_frame)
+        condition = VisualCondition(first_frame, last_frame=last_frame)
         denoised = super()._apply_model(
-            x if first_frame is None else condition.impose(x),
+            condition.impose(x),
             t,
             c_concat,
             c_crossattn,
             control,
             options,
             first_frame=first_frame,
+            last_frame=last_frame,
             rope_scale=settings.rope_scale,
             attend=attend,
             nabla=nabla,
             around_blocks=around_blocks(options),
             **kwargs,
         )
-        return denoised if first_frame is None else condition.impose(denoised)
+        return condition.impose(denoised)
 
     def memory_required(
         self,

@@ -122,3 +122,26 @@ def test_native_text_encode_uses_the_loaders_task(host, large, large_clip):
     expected = large.encode(["a fox"], task="t2i")
     ((tokens, _),) = host.native.CLIPTextEncode().encode(large_clip, "a fox")[0]
     assert (tokens - expected.tokens).abs().max() < 1e-4
+
+
+def test_edit_prompt_is_the_cores_with_the_image_at_half_size(large, large_clip):
+    images = torch.rand(1, 3, 64, 96) * 2 - 1
+    options = {"tokenizer_options": {"task": "i2i"}, "images": images}
+    pairs = large_clip.tokenize("make it blue", **options)["qwen25_7b"][0]
+    found = [pair[0] for pair in pairs]
+    expected = large.tokenize(["make it blue"], "i2i", [1])[0][0].tolist()
+    (place,) = (i for i, token in enumerate(found) if isinstance(token, dict))
+    picture = found[place]["data"]
+    assert [*found[:place], *found[place + 1 :]] == [*expected[:place], *expected[place + 1 :]]
+    assert picture.shape == (1, 32, 48, 3)
+    halved = torch.nn.functional.avg_pool2d(images, 2)  # antialiased halving is near the mean
+    assert (picture[0].permute(2, 0, 1) * 2 - 1 - halved[0]).abs().mean() < 0.15
+
+
+def test_each_image_of_an_edit_gets_a_row(run, clip):
+    given = {"clip": clip, "text": "a red circle", "task": "i2i"}
+    ((tokens, extra),) = run("K5_TextEncode", **given, image=torch.rand(3, 32, 48, 3))[0]
+    ((single, _),) = run("K5_TextEncode", **given, image=torch.rand(1, 32, 48, 3))[0]
+    assert tokens.shape == (3, *single.shape[1:])
+    assert extra["pooled_output"].shape[0] == 3
+    assert extra["k5_seen"] == (3, 32, 48)
