@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -113,7 +113,7 @@ def encode_shard(
         index: Number of the shard.
         folder: Where the file goes; existing shards are kept.
     """
-    path = _shard_path(folder, bucket, index)
+    path = shard_path(folder, bucket, index)
     if path.exists():
         return
     rng = np.random.default_rng([seed, zlib.crc32(bucket.name.encode()), index])
@@ -141,6 +141,10 @@ def encode_shard(
         save_file(tensors, part, metadata={"captions": json.dumps(captions, ensure_ascii=False)})
 
 
+EncodeShard = Callable[[VideoVAE, Bucket, int, int, int, Path], None]
+"""(encoder, size, clips, seed, number of the shard, folder): see `encode_shard`."""
+
+
 def encode_bucket(
     vae: VideoVAE,
     bucket: Bucket,
@@ -149,13 +153,14 @@ def encode_bucket(
     *,
     seed: int,
     group: Group,
+    encode: EncodeShard = encode_shard,
 ) -> None:
     """Encodes about `count` clips, the shards divided among the processes of the group."""
     folder.mkdir(parents=True, exist_ok=True)
     shard_size = min(MAX_SHARD, -(-count // MIN_SHARDS))
     num_shards = -(-count // shard_size)
     for index in range(group.rank, num_shards, group.size):
-        encode_shard(vae, bucket, shard_size, seed, index, folder)
+        encode(vae, bucket, shard_size, seed, index, folder)
     if group.is_main:
         logger.info("encoded %d clips of %s", num_shards * shard_size, bucket.name)
 
@@ -192,7 +197,7 @@ class LatentCache:
         names = ("latents", "layouts", "labels") + (() if bucket.is_image else ("first_frames",))
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         captions = []
-        for path in _shard_paths(folder, bucket):
+        for path in shard_paths(folder, bucket):
             with safe_open(path, framework="pt") as file:
                 for name in names:
                     parts[name].append(file.get_tensor(name))
@@ -248,9 +253,11 @@ def load_caches(
     return {bucket: LatentCache.load(folder, bucket, vae_config) for bucket in buckets}
 
 
-def _shard_path(folder: Path, bucket: Bucket, index: int) -> Path:
+def shard_path(folder: Path, bucket: Bucket, index: int) -> Path:
+    """File of one shard."""
     return folder / f"{bucket.name}-{index:04d}.safetensors"
 
 
-def _shard_paths(folder: Path, bucket: Bucket) -> Iterator[Path]:
+def shard_paths(folder: Path, bucket: Bucket) -> Iterator[Path]:
+    """Files of all shards of a bucket, in order."""
     yield from sorted(folder.glob(f"{bucket.name}-*.safetensors"))
