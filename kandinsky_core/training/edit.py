@@ -12,9 +12,9 @@ knows, whose ids stay. No picture of the mixture shows a held-out combination.
 What it leaves out against the family's edit model: the text encoder does not see the source, as
 nano's has no eyes; what is meant by "it" the transformer must find in the picture.
 
-On two free cores with bf16 units: 3 minutes to encode the pairs (10 more where the latents of
-pretraining are not there), then about 50 minutes for 3000 steps. Stop it with Ctrl-C and start the
-same command again: it goes on where it was.
+Expected on two free cores with bf16 units, from the pace of pretraining: 5 minutes to encode the
+pairs (10 more where the latents of pretraining are not there), then 50 minutes for 3000 steps. Stop
+it with Ctrl-C and start the same command again: it goes on where it was.
 """
 
 from __future__ import annotations

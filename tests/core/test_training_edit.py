@@ -68,10 +68,6 @@ def test_new_words_leave_the_old_ones_as_they_were():
     assert grown.unknown_words("remove circle") == []
     a, b = grown.encode(["remove circle", "убери circle"]).tokens
     assert (a - b).abs().max() > 1e-3
-    with pytest.raises(AssertionError):
-        torch.testing.assert_close(
-            encoder.encode(["remove"]).tokens, grown.encode(["remove"]).tokens
-        )
 
 
 def test_mixture_is_a_distribution_over_both_kinds():
