@@ -50,16 +50,27 @@ class TestSet:
 
     name: str
     task: str
-    """What the model is asked for: t2v, i2v, t2i or i2i."""
+    """What the model is asked for: t2v, i2v or t2i."""
     num_objects: int = 1
     default_count: int = 200
 
-    def questions(self, count: int) -> Sequence[HeldOut | EditQuestion]:
+    def questions(self, count: int) -> Sequence[HeldOut]:
         """The first `count` questions; fewer where the list is meant to be shorter."""
         count = min(count, self.default_count)
-        if self.task == "i2i":
-            return held_out_edits(count)
         return heldout_captions(count, task=self.task, num_objects=self.num_objects)
+
+
+@dataclass(frozen=True)
+class EditSet:
+    """A list of held-out edits."""
+
+    name: str
+    task: str = "i2i"
+    default_count: int = 200
+
+    def questions(self, count: int) -> Sequence[EditQuestion]:
+        """The first `count` questions."""
+        return held_out_edits(min(count, self.default_count))
 
 
 TEST_SETS: dict[str, TestSet] = {
@@ -69,9 +80,11 @@ TEST_SETS: dict[str, TestSet] = {
         TestSet("i2v", "i2v"),
         TestSet("t2i", "t2i"),
         TestSet("two_objects", "t2v", num_objects=2, default_count=100),
-        TestSet("i2i", "i2i"),
     )
 }
+"""Questions about scenes."""
+
+ALL_SETS: dict[str, TestSet | EditSet] = {**TEST_SETS, "i2i": EditSet("i2i")}
 
 
 def find_parts(folder: Path | None) -> dict[str, Path]:
@@ -198,11 +211,11 @@ def work(
 
 def _share(
     group: Group, names: Sequence[str], count: int
-) -> Iterator[tuple[TestSet, int, HeldOut | EditQuestion]]:
+) -> Iterator[tuple[TestSet | EditSet, int, HeldOut | EditQuestion]]:
     for name in names:
-        questions = list(enumerate(TEST_SETS[name].questions(count)))
+        questions = list(enumerate(ALL_SETS[name].questions(count)))
         for index, question in questions[group.rank :: group.size]:
-            yield TEST_SETS[name], index, question
+            yield ALL_SETS[name], index, question
 
 
 def time_clips(pipeline: Pipeline, *, repeats: int = 3) -> float:
@@ -231,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, help="folder of weights; default: the bundled ones")
     parser.add_argument("--count", type=int, default=200, help="questions of each set, at most")
     parser.add_argument(
-        "--sets", nargs="+", choices=list(TEST_SETS), help="default: those of the model's tasks"
+        "--sets", nargs="+", choices=list(ALL_SETS), help="default: those of the model's tasks"
     )
     parser.add_argument("--steps", type=int, help="sampling steps; default: the model's")
     parser.add_argument("--guidance", type=float, help="guidance scale; default: the model's")
@@ -248,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = find_parts(args.model)
     key = checksum(paths, settings)
     tasks = identify(paths["transformer"]).tasks
-    names = args.sets or [name for name, test in TEST_SETS.items() if test.task in tasks]
+    names = args.sets or [name for name, test in ALL_SETS.items() if test.task in tasks]
     if not args.report_only:
         share = (args.answers, key, paths, settings, names, args.count)
         launch(work, args.processes, *share, threads=1)

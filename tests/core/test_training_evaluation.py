@@ -11,6 +11,7 @@ from kandinsky_core.settings import DEFAULT_RELEASES, RELEASES
 from kandinsky_core.training import evaluate
 from kandinsky_core.training.drift import drift_table, measure_drift
 from kandinsky_core.training.evaluate import (
+    ALL_SETS,
     TEST_SETS,
     checksum,
     find_parts,
@@ -96,7 +97,7 @@ def test_report_of_edits_counts_each_kind():
 
 
 def test_edit_questions_are_answered_with_the_source_picture(monkeypatch):
-    question = TEST_SETS["i2i"].questions(1)[0]
+    question = ALL_SETS["i2i"].questions(1)[0]
     done, requests = render(question.edit.target, 128, 1), []
 
     def generate(_, request):
@@ -105,7 +106,7 @@ def test_edit_questions_are_answered_with_the_source_picture(monkeypatch):
 
     monkeypatch.setattr(evaluate, "generate", generate)
     pipeline = SimpleNamespace(settings=RELEASES[DEFAULT_RELEASES["nano"]])
-    row = evaluate.answer(pipeline, TEST_SETS["i2i"], question)
+    row = evaluate.answer(pipeline, ALL_SETS["i2i"], question)
     assert row["right"] == {"edited": True, "kept": True, "all": True}
     (request,) = requests
     assert (request.task, request.prompt) == ("i2i", question.instruction)
