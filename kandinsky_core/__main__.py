@@ -248,6 +248,8 @@ def _request(args: argparse.Namespace, task: Task, image: np.ndarray | None) -> 
         rope_scale=tuple(args.rope_scale) if args.rope_scale else None,
         seed=args.seed,
         use_triggers=not args.no_lora_trigger,
+        normalize=args.normalize,
+        unguided_last_step=args.unguided_last_step,
     )
 
 

@@ -79,6 +79,15 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
         metavar=("T", "H", "W"),
         help="divisors of the rotary angles",
     )
+    how.add_argument(
+        "--no-normalize",
+        dest="normalize",
+        action="store_false",
+        help="i2v: leave the first frames as sampled, without the reference's correction",
+    )
+    how.add_argument(
+        "--unguided-last-step", action="store_true", help="no guidance at the last step"
+    )
     how.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
 
 

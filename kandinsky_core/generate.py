@@ -72,6 +72,10 @@ class GenerateRequest:
     """Of the starting noise, from 0 to 2**64 - 1."""
     use_triggers: bool = True
     """Put the trigger texts of the pipeline's LoRAs before the prompt."""
+    normalize: bool = True
+    """Whether image to video ends with the reference's correction of the first frames."""
+    unguided_last_step: bool = False
+    """Whether the last step goes without guidance, which some find to leave less noise."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,7 @@ def generate(
         pipeline.attend,
         cache=cache,
         nabla=nabla_for(settings),
+        unguided_from=times[-2].item() if request.unguided_last_step else 0.0,
     )
     latents = noise
     for step in sample(model, noise.to(pipeline.device), times, condition=condition):
@@ -173,7 +178,7 @@ def generate(
         if on_step is not None:
             on_step(step)
 
-    if condition.first_frame is not None:
+    if condition.first_frame is not None and request.normalize:
         latents = normalize_first_frames(latents)
     return Generated(to_vae_space(latents, pipeline.vae.config), shape, settings, pipeline.vae)
 

@@ -36,6 +36,8 @@ class GuidedModel:
     """Decides at each call whether the visual blocks run; None always runs them."""
     nabla: Nabla | None = None
     """Makes attention among visual tokens sparse; None leaves it dense."""
+    unguided_from: float = 0.0
+    """Time in [0, 1] from which on, towards 0, guidance is off."""
 
     def __post_init__(self) -> None:
         if self.scale != 1.0 and self.negative is None:
@@ -55,7 +57,7 @@ class GuidedModel:
             Velocity (B, C, T, H, W), fp32.
         """
         cond = self._velocity(x_t, t, self.positive, "cond")
-        if self.scale == 1.0 or self.negative is None:
+        if self.scale == 1.0 or self.negative is None or t <= self.unguided_from:
             return cond
         uncond = self._velocity(x_t, t, self.negative, "uncond")
         return guide(cond, uncond, self.scale)

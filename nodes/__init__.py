@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .continuing import ExtendVideo, FirstLastFrame
 from .decode import Decode
+from .editing import EditImage, FitImage
 from .expand import ExpandPrompt
 from .latents import EmptyLatent, ImageToVideo, NormalizeFirstFrames
 from .loaders import LoadModel, LoadTextEncoders, LoadVAE
@@ -38,6 +40,10 @@ NODES: list[type[io.ComfyNode]] = [
     PresetValues,
     PromptList,
     ExpandPrompt,
+    FitImage,
+    EditImage,
+    ExtendVideo,
+    FirstLastFrame,
 ]
 
 

@@ -179,7 +179,7 @@ class ImageToVideo(io.ComfyNode):
                 "set batch_size to their number."
             )
         latent = empty_latent(width, height, length, batch_size)
-        frame, space = host.encode_images(vae, fill_size(image, height, width))
+        frame, space = host.encode_first_frame(vae, fill_size(image, height, width))
         values = {host.FIRST_FRAME: frame, host.SPACE: space}
         return io.NodeOutput(
             host.set_conditioning(positive, values),
@@ -205,12 +205,20 @@ class NormalizeFirstFrames(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that sampled the latent."),
                 io.Latent.Input("latent", tooltip="A finished image-to-video latent."),
+                io.Boolean.Input(
+                    "enabled",
+                    default=True,
+                    optional=True,
+                    tooltip="Off passes the latent on as it was sampled, to compare.",
+                ),
             ],
             outputs=[io.Latent.Output("latent_out", display_name="latent")],
         )
 
     @classmethod
-    def execute(cls, model: Any, latent: dict[str, Any]) -> io.NodeOutput:
+    def execute(cls, model: Any, latent: dict[str, Any], enabled: bool = True) -> io.NodeOutput:
+        if not enabled:
+            return io.NodeOutput(latent)
         samples = host.to_model_space(model, latent["samples"])
         samples = host.to_vae_space(model, normalize_first_frames(samples))
         return io.NodeOutput({**latent, "samples": samples})

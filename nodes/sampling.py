@@ -141,6 +141,15 @@ class Sampler(io.ComfyNode):
                     optional=True,
                     tooltip="Times to use instead of steps, shift and denoise.",
                 ),
+                io.Boolean.Input(
+                    "unguided_last_step",
+                    default=False,
+                    optional=True,
+                    tooltip=(
+                        "Leave guidance out of the last step: less residual noise with some "
+                        "checkpoints, and a little faster."
+                    ),
+                ),
             ],
             outputs=[io.Latent.Output("latent_out", display_name="latent")],
         )
@@ -158,6 +167,7 @@ class Sampler(io.ComfyNode):
         shift: float,
         denoise: float,
         sigmas: torch.Tensor | None = None,
+        unguided_last_step: bool = False,
     ) -> io.NodeOutput:
         settings = host.settings_for(model, latent)
         if sigmas is None:
@@ -170,5 +180,6 @@ class Sampler(io.ComfyNode):
             negative=negative,
             cfg=cfg or settings.guidance_scale,
             seed=seed,
+            unguided_last_step=unguided_last_step,
         )
         return io.NodeOutput(sampled)

@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 
 from ..config import METADATA_KEY, DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
 from ..errors import CheckpointError
 from ..models.vae_keys import VAELayout
-from ..settings import DEFAULT_RELEASES, RELEASES, Release, SamplingSettings, find_settings
+from ..settings import (
+    DEFAULT_RELEASES,
+    RELEASES,
+    Release,
+    SamplingSettings,
+    Task,
+    find_settings,
+)
 from ..variants import VAES
 from .families import Family, find_foreign, find_known, is_lora
 from .header import DTYPES, Component, Header, TensorEntry, read_header
@@ -72,16 +79,18 @@ def identify(path: str | Path, *, component: Component | None = None) -> Checkpo
         num_parameters=sum(entry.size for entry in tensors.values()),
         family=family,
         header=header,
+        stated_tasks=tuple(task for task in get_args(Task) if task in described.get("tasks", ())),
         sources=sources,
     )
 
 
-def describe_metadata(config: Config, **facts: str | int | None) -> dict[str, str]:
+def describe_metadata(config: Config, **facts: str | int | Sequence[str] | None) -> dict[str, str]:
     """Metadata for a file of our own, which `identify` reads back.
 
     Args:
         config: Dimensions of the network.
-        **facts: For transformers: variant, task, seconds, stage; anything else is kept.
+        **facts: For transformers: variant, task, seconds, stage, and tasks, a list, where it
+            does others than its variant's rows; anything else is kept.
 
     Returns:
         What safetensors takes as metadata.

@@ -51,6 +51,8 @@ class CheckpointInfo:
     """Names of the tensors: their prefix, and a VAE's layout."""
     header: Header = field(repr=False)
     """The file's header."""
+    stated_tasks: tuple[Task, ...] = ()
+    """Tasks that the file's own metadata lists."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Fact -> where it comes from: the weights, metadata, a name, or a default."""
 
@@ -81,9 +83,12 @@ class CheckpointInfo:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """What transformers of this size are for, as I2V weights also make video from text."""
+        """What the file says, else what transformers of this size are for (I2V weights also make
+        video from text)."""
         if self.release is None:
             return ()
+        if self.stated_tasks:
+            return self.stated_tasks
         variant = self.release.variant
         return tuple(dict.fromkeys(row.task for row in RELEASES if row.variant == variant))
 

@@ -1,7 +1,9 @@
-"""What the network sees beside the noisy latents: nothing, a first frame, or a source image.
+"""What the network sees beside the noisy latents: nothing, given frames, or a source image.
 
 All latents here are in model space. Source: kandinskylab/kandinsky-5 (commit 6e2a805), its
-image-to-video and image-to-image generation. Letters: B batch, C channels, T H W latent grid.
+image-to-video and image-to-image generation, where one first frame is given. Several first frames
+and given last frames are this project's: the weights were not trained for them.
+Letters: B batch, C channels, T H W latent grid; G given latent frames.
 """
 
 from __future__ import annotations
@@ -25,48 +27,68 @@ MIN_STD = 1e-4
 
 @dataclass(frozen=True)
 class VisualCondition:
-    """An image the result starts from (`first_frame`) or is edited from (`source`)."""
+    """Frames that the result starts from or ends in, or an image that it is edited from."""
 
     first_frame: Tensor | None = None
-    """Encoded image (B or 1, C, 1, H, W) that the first latent frame must equal."""
+    """Encoded image or clip (B or 1, C, G, H, W) that the first G latent frames must equal."""
     source: Tensor | None = None
     """Encoded image (B or 1, C, T, H, W) given to an edit model."""
+    last_frame: Tensor | None = None
+    """Encoded frames (B or 1, C, G, H, W) that the last G latent frames must equal."""
 
     def impose(self, x_t: Tensor) -> Tensor:
-        """Put the first frame into x_t (B, C, T, H, W), at whatever time; a copy if it changes."""
-        if self.first_frame is None:
+        """Put the given frames into x_t (B, C, T, H, W), at whatever time; a copy if it changes."""
+        parts = [x_t[:, :, self._made(x_t)]]
+        if self.first_frame is not None:
+            parts.insert(0, self.first_frame)
+        if self.last_frame is not None:
+            parts.append(self.last_frame)
+        if len(parts) == 1:
             return x_t
-        first = self.first_frame.to(x_t).expand(x_t.shape[0], -1, -1, -1, -1)
-        return torch.cat([first, x_t[:, :, 1:]], dim=2)
+        return torch.cat([part.to(x_t).expand(len(x_t), -1, -1, -1, -1) for part in parts], dim=2)
+
+    def _made(self, x_t: Tensor) -> slice:
+        """The latent frames of x_t that are not given.
+
+        Raises:
+            ValueError: None are left.
+        """
+        given = [
+            0 if part is None else part.shape[2] for part in (self.first_frame, self.last_frame)
+        ]
+        if sum(given) and sum(given) >= x_t.shape[2]:
+            raise ValueError(
+                f"{sum(given)} latent frames are given and the clip has {x_t.shape[2]}: nothing is "
+                "left to make; ask for a longer clip"
+            )
+        return slice(given[0], x_t.shape[2] - given[1])
 
     def network_input(self, x_t: Tensor, visual_cond: bool) -> Tensor:
         """Join what the network takes in channels.
 
         Args:
-            x_t: Noisy latents (B, C, T, H, W), the first frame already imposed.
+            x_t: Noisy latents (B, C, T, H, W), the given frames already imposed.
             visual_cond: Whether the network has condition and mask channels.
 
         Returns:
-            (B, 2C + 1, T, H, W) with visual_cond, else x_t. For a first frame the condition
+            (B, 2C + 1, T, H, W) with visual_cond, else x_t. For given frames the condition
             channels stay zero, as the network was trained, and only the mask tells.
 
         Raises:
             ValueError: If there is a condition but the network has no channels for it.
         """
         if not visual_cond:
-            if self.first_frame is not None or self.source is not None:
+            if any(each is not None for each in (self.first_frame, self.source, self.last_frame)):
                 raise ValueError(
                     "this model makes images from text only and has no input for an image; "
                     "use an image-to-video or image-edit checkpoint"
                 )
             return x_t
-        mask = torch.zeros_like(x_t[:, :1])
-        condition = torch.zeros_like(x_t)
+        mask = torch.ones_like(x_t[:, :1])
         if self.source is not None:
-            condition = self.source.to(x_t).expand_as(x_t)
-            mask = torch.ones_like(mask)
-        elif self.first_frame is not None:
-            mask[:, :, :1] = 1
+            return torch.cat([x_t, self.source.to(x_t).expand_as(x_t), mask], dim=1)
+        mask[:, :, self._made(x_t)] = 0
+        condition = torch.zeros_like(x_t)
         return torch.cat([x_t, condition, mask], dim=1)
 
 

@@ -120,7 +120,7 @@ def encode_shard(
         folder: Where the file goes; existing shards are kept.
         change: What is done to a scene after it was described, so that captions know nothing of it.
     """
-    path = _shard_path(folder, bucket, index)
+    path = shard_path(folder, bucket, index)
     if path.exists():
         return
     rng = np.random.default_rng([seed, zlib.crc32(bucket.name.encode()), index])
@@ -150,6 +150,10 @@ def encode_shard(
         save_file(tensors, part, metadata={"captions": json.dumps(captions, ensure_ascii=False)})
 
 
+EncodeShard = Callable[[VideoVAE, Bucket, int, int, int, Path], None]
+"""(encoder, size, clips, seed, number of the shard, folder): see `encode_shard`."""
+
+
 def encode_bucket(
     vae: VideoVAE,
     bucket: Bucket,
@@ -158,17 +162,14 @@ def encode_bucket(
     *,
     seed: int,
     group: Group,
-    change: Callable[[Scene], Scene] | None = None,
+    encode: EncodeShard = encode_shard,
 ) -> None:
-    """Encodes about `count` clips, the shards divided among the processes of the group.
-
-    `change` is applied to each scene after it was described.
-    """
+    """Encodes about `count` clips, the shards divided among the processes of the group."""
     folder.mkdir(parents=True, exist_ok=True)
     shard_size = min(MAX_SHARD, -(-count // MIN_SHARDS))
     num_shards = -(-count // shard_size)
     for index in range(group.rank, num_shards, group.size):
-        encode_shard(vae, bucket, shard_size, seed, index, folder, change)
+        encode(vae, bucket, shard_size, seed, index, folder)
     if group.is_main:
         logger.info("encoded %d clips of %s", num_shards * shard_size, bucket.name)
 
@@ -205,7 +206,7 @@ class LatentCache:
         names = ("latents", "layouts", "labels") + (() if bucket.is_image else ("first_frames",))
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         captions = []
-        for path in _shard_paths(folder, bucket):
+        for path in shard_paths(folder, bucket):
             with safe_open(path, framework="pt") as file:
                 if lacking := set(names) - set(file.keys()):
                     raise ValueError(
@@ -266,9 +267,11 @@ def load_caches(
     return {bucket: LatentCache.load(folder, bucket, vae_config) for bucket in buckets}
 
 
-def _shard_path(folder: Path, bucket: Bucket, index: int) -> Path:
+def shard_path(folder: Path, bucket: Bucket, index: int) -> Path:
+    """File of one shard."""
     return folder / f"{bucket.name}-{index:04d}.safetensors"
 
 
-def _shard_paths(folder: Path, bucket: Bucket) -> Iterator[Path]:
+def shard_paths(folder: Path, bucket: Bucket) -> Iterator[Path]:
+    """Files of all shards of a bucket, in order."""
     yield from sorted(folder.glob(f"{bucket.name}-*.safetensors"))

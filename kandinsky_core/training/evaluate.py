@@ -21,14 +21,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoint import load_transformer, load_vae
+from ..checkpoint import identify, load_transformer, load_vae
 from ..distributed import Group, launch
 from ..generate import GenerateRequest, generate
 from ..nano import nano_path
 from ..pipeline import Pipeline
 from ..text import load_nano_text_encoder
 from .evaluation_report import failures, make_report
-from .world import HeldOut, correct, heldout_captions, measure, render
+from .world import (
+    EditQuestion,
+    HeldOut,
+    correct,
+    held_out_edits,
+    heldout_captions,
+    judge_edit,
+    measure,
+    render,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +54,23 @@ class TestSet:
     num_objects: int = 1
     default_count: int = 200
 
-    def questions(self, count: int) -> list[HeldOut]:
+    def questions(self, count: int) -> Sequence[HeldOut]:
         """The first `count` questions; fewer where the list is meant to be shorter."""
         count = min(count, self.default_count)
         return heldout_captions(count, task=self.task, num_objects=self.num_objects)
+
+
+@dataclass(frozen=True)
+class EditSet:
+    """A list of held-out edits."""
+
+    name: str
+    task: str = "i2i"
+    default_count: int = 200
+
+    def questions(self, count: int) -> Sequence[EditQuestion]:
+        """The first `count` questions."""
+        return held_out_edits(min(count, self.default_count))
 
 
 TEST_SETS: dict[str, TestSet] = {
@@ -60,6 +82,9 @@ TEST_SETS: dict[str, TestSet] = {
         TestSet("two_objects", "t2v", num_objects=2, default_count=100),
     )
 }
+"""Questions about scenes."""
+
+ALL_SETS: dict[str, TestSet | EditSet] = {**TEST_SETS, "i2i": EditSet("i2i")}
 
 
 def find_parts(folder: Path | None) -> dict[str, Path]:
@@ -82,6 +107,7 @@ def load(paths: dict[str, Path], settings: dict[str, float], *, larger: bool = F
         load_nano_text_encoder(paths["text_encoder"], dtype=torch.float32),
         load_vae(paths["vae"], dtype=torch.float32),
         replace(info.settings, larger=info.settings.larger if larger else None, **settings),
+        info.tasks,
     )
 
 
@@ -93,13 +119,15 @@ def checksum(paths: dict[str, Path], settings: dict[str, float]) -> str:
     return digest.hexdigest()[:12]
 
 
-def answer(pipeline: Pipeline, test: TestSet, question: HeldOut) -> dict[str, Any]:
-    """Makes one clip and judges it.
+def answer(pipeline: Pipeline, test: TestSet, question: HeldOut | EditQuestion) -> dict[str, Any]:
+    """Makes one clip or picture and judges it.
 
     Returns:
         What was asked, which rows are right, seconds, and for i2v the first frame's PSNR in dB.
     """
     size = pipeline.settings.default_size[0]
+    if isinstance(question, EditQuestion):
+        return _answer_edit(pipeline, question, size)
     image = render(question.scene, size, 1)[0] if test.task == "i2v" else None
     began = time.perf_counter()
     result = generate(
@@ -120,6 +148,23 @@ def answer(pipeline: Pipeline, test: TestSet, question: HeldOut) -> dict[str, An
     if image is not None:
         row["psnr"] = round(psnr(frames[0], image), 2)
     return row
+
+
+def _answer_edit(pipeline: Pipeline, question: EditQuestion, size: int) -> dict[str, Any]:
+    image = render(question.edit.source, size, 1)[0]
+    began = time.perf_counter()
+    result = generate(
+        pipeline, GenerateRequest(question.instruction, "i2i", image=image, seed=question.seed)
+    )
+    frames = np.stack(list(result.frames()))
+    return {
+        "caption": question.instruction,
+        "language": question.language,
+        "seed": question.seed,
+        "asked": {"edit": question.edit.kind},
+        "right": judge_edit(measure(frames), question.edit),
+        "seconds": round(time.perf_counter() - began, 2),
+    }
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -166,11 +211,11 @@ def work(
 
 def _share(
     group: Group, names: Sequence[str], count: int
-) -> Iterator[tuple[TestSet, int, HeldOut]]:
+) -> Iterator[tuple[TestSet | EditSet, int, HeldOut | EditQuestion]]:
     for name in names:
-        questions = list(enumerate(TEST_SETS[name].questions(count)))
+        questions = list(enumerate(ALL_SETS[name].questions(count)))
         for index, question in questions[group.rank :: group.size]:
-            yield TEST_SETS[name], index, question
+            yield ALL_SETS[name], index, question
 
 
 def time_clips(pipeline: Pipeline, *, repeats: int = 3) -> float:
@@ -198,7 +243,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder of weights; default: the bundled ones")
     parser.add_argument("--count", type=int, default=200, help="questions of each set, at most")
-    parser.add_argument("--sets", nargs="+", choices=list(TEST_SETS), default=list(TEST_SETS))
+    parser.add_argument(
+        "--sets", nargs="+", choices=list(ALL_SETS), help="default: those of the model's tasks"
+    )
     parser.add_argument("--steps", type=int, help="sampling steps; default: the model's")
     parser.add_argument("--guidance", type=float, help="guidance scale; default: the model's")
     parser.add_argument("--shift", type=float, help="time shift; default: the model's")
@@ -213,13 +260,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {name: value for name, value in given.items() if value is not None}
     paths = find_parts(args.model)
     key = checksum(paths, settings)
+    tasks = identify(paths["transformer"]).tasks
+    names = args.sets or [name for name, test in ALL_SETS.items() if test.task in tasks]
     if not args.report_only:
-        share = (args.answers, key, paths, settings, args.sets, args.count)
+        share = (args.answers, key, paths, settings, names, args.count)
         launch(work, args.processes, *share, threads=1)
     torch.set_num_threads(max(2, args.processes))
     pipeline = load(paths, settings)
     seconds = time_clips(pipeline)
-    wanted = {(name, i) for name in args.sets for i in range(args.count)}
+    wanted = {(name, i) for name in names for i in range(args.count)}
     rows = [
         row for place, row in sorted(read_answers(args.answers, key).items()) if place in wanted
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..settings import SamplingSettings
-from .world import COLORS, MOTIONS, SHAPES, heldout_checksum
+from .world import COLORS, EDIT_KINDS, MOTIONS, SHAPES, heldout_checksum
 
 Row = dict[str, Any]
 
@@ -18,11 +18,13 @@ TITLES = {
     "i2v": "Image to video",
     "t2i": "Text to image",
     "two_objects": "Text to video, two objects (no floor)",
+    "i2i": "Image editing",
 }
 GOALS: dict[str, dict[str, float]] = {
     "t2v": {"color": 0.9, "shape": 0.9, "motion": 0.9, "all": 0.8},
     "i2v": {"motion": 0.85},
     "t2i": {"all": 0.9},
+    "i2i": {"edited": 0.85, "kept": 0.9},
 }
 """What the first nano model was meant to reach."""
 FLOORS: dict[str, dict[str, float]] = {
@@ -32,7 +34,9 @@ FLOORS: dict[str, dict[str, float]] = {
 }
 """What a sample of sixteen reaches unless something is broken: below the whole list's shares by
 what sixteen draws may vary."""
-ROWS = ("color", "shape", "motion", "all", "size", "count", "background", "camera")
+ROWS = (
+    "edited", "kept", "color", "shape", "motion", "all", "size", "count", "background", "camera",
+)  # fmt: skip
 I2V_PSNR_GOAL = 25.0
 
 
@@ -111,7 +115,13 @@ def _section(name: str, answers: Sequence[Row]) -> list[str]:
         if spoken:
             share = _share(spoken, "all").split(" |")[0]
             lines += ["", f"Captions in {language}: all right {share}."]
-    if name != "two_objects":
+    if name == "i2i":
+        lines += ["", "| edit | edited | kept | both |", "|---|---|---|---|"]
+        for kind in EDIT_KINDS:
+            rows = [row["right"] for row in answers if row["asked"]["edit"] == kind]
+            sums = (sum(right[what] for right in rows) for what in ("edited", "kept", "all"))
+            lines.append(f"| {kind} | " + " | ".join(f"{hits}/{len(rows)}" for hits in sums) + " |")
+    elif name != "two_objects":
         for what, names in (("shape", SHAPES), ("color", COLORS), ("motion", MOTIONS)):
             if what in answers[0]["right"]:
                 lines += ["", *_breakdown(what, names, answers)]

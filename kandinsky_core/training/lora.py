@@ -40,7 +40,7 @@ from ..generate import GenerateRequest, generate
 from ..models import CrossDiT, VideoVAE
 from ..pipeline import NANO, Pipeline, load_pipeline
 from ..text import TextEncoder
-from .data import Bucket, LatentCache, encode_bucket
+from .data import Bucket, LatentCache, encode_bucket, encode_shard
 from .loop import Loop, LoopSettings, Objective, step_generator
 from .objectives import flow_loss
 from .optim import Schedule
@@ -182,7 +182,8 @@ def train(group: Group, args: argparse.Namespace) -> None:
     caches: dict[str, LatentCache] = {}
     for name, change in worlds.items():
         folder, count = args.run / name, args.clips if change else args.clips // 2
-        encode_bucket(vae, CLIPS, count, folder, seed=args.seed, group=group, change=change)
+        encode = partial(encode_shard, change=change)
+        encode_bucket(vae, CLIPS, count, folder, seed=args.seed, group=group, encode=encode)
         group.barrier()
         caches[name] = LatentCache.load(folder, CLIPS, vae.config)
 

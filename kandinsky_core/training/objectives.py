@@ -1,7 +1,7 @@
-"""The flow-matching objective of pretraining, for video, images and image to video at once.
+"""The flow-matching objective of pretraining, for video, images, image to video and edits.
 
 Letters: B batch, C channels, T H W latent grid. All latents here are in model space.
-Source: arXiv 2511.14993, section 3, and kandinskylab/kandinsky-5 for the first-frame condition.
+Source: arXiv 2511.14993, section 3, and kandinskylab/kandinsky-5 for the conditions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..flow import interpolate, shift_times, velocity_target
+from ..flow import VisualCondition, interpolate, shift_times, velocity_target
 from ..models import CrossDiT
 from ..text import TextConditioning
 from .attention import attend_products
@@ -39,6 +39,10 @@ class LatentBatch:
     """(B, T, O, E): see `layout.scene_layout`."""
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Divisor of the rotary angles (t, h, w) at this size."""
+    sources: Tensor | None = None
+    """(B, C, T, H, W): pictures that `latents` are edits of; None for other tasks."""
+    source_layout: Tensor | None = None
+    """(B, T, O, E) of the sources: what is taken away there matters as much as what comes."""
 
 
 def sample_times(count: int, generator: torch.Generator, *, shift: float = 3.0) -> Tensor:
@@ -104,8 +108,12 @@ def flow_loss(
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     t = sample_times(latents.shape[0], generator).to(latents)
     x_t = interpolate(latents, noise, t)
+    if batch.sources is None:
+        x = network_input(x_t, batch.first_frames, batch.given_first)
+    else:
+        x = VisualCondition(source=batch.sources).network_input(x_t, visual_cond=True)
     velocity = transformer(
-        network_input(x_t, batch.first_frames, batch.given_first).to(dtype),
+        x.to(dtype),
         t,
         text.tokens,
         text.pooled,
@@ -114,7 +122,10 @@ def flow_loss(
         attend=attend_products,
     )
     error = (velocity.float() - velocity_target(latents, noise)).square()
-    weights = focus(batch.layout, t, (latents.shape[3], latents.shape[4]))  # (B, 1, T, H, W)
+    layout = batch.layout
+    if batch.source_layout is not None:
+        layout = torch.cat([layout, batch.source_layout], dim=2)
+    weights = focus(layout, t, (latents.shape[3], latents.shape[4]))  # (B, 1, T, H, W)
     weights[:, :, :1] *= (~batch.given_first).reshape(-1, 1, 1, 1, 1).to(weights)
     return (error.mean(dim=1, keepdim=True) * weights).sum() / weights.sum()
 

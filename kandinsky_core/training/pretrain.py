@@ -28,6 +28,7 @@ from ..distributed import Group, launch
 from ..models import CrossDiT, VideoVAE
 from ..text import (
     NanoTextEncoder,
+    Task,
     TextConditioning,
     load_nano_text_encoder,
     save_nano_text_encoder,
@@ -122,12 +123,19 @@ class NanoModel(nn.Module):
         text_path = folder / "text_encoder.safetensors"
         return cls(transformer, load_nano_text_encoder(text_path, dtype=torch.float32))
 
-    def save(self, folder: Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Writes the two files of the family that this stage makes."""
+    def save(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype = torch.float16,
+        tasks: Sequence[Task] | None = None,
+    ) -> None:
+        """Writes the two files of the family; `tasks` where they do others than the table says."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.to(dtype) for name, value in self.transformer.state_dict().items()}
+        facts = {} if tasks is None else {"tasks": tuple(tasks)}
         metadata = describe_metadata(
-            self.transformer.config, variant="nano", task="t2v", stage="pretrain"
+            self.transformer.config, variant="nano", task="t2v", stage="pretrain", **facts
         )
         save_checkpoint(folder / "transformer.safetensors", weights, metadata)
         save_nano_text_encoder(folder / "text_encoder.safetensors", self.text_encoder.to(dtype))

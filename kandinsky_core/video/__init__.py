@@ -1,5 +1,6 @@
 """Frames in and out: videos, images, contact sheets."""
 
+from .drift import ColorDrift, color_drift
 from .image import (
     contact_sheet,
     read_image,
@@ -13,7 +14,9 @@ from .pixels import Frames, to_pixels, to_uint8
 
 __all__ = [
     "Clip",
+    "ColorDrift",
     "Frames",
+    "color_drift",
     "contact_sheet",
     "describe_texts",
     "read_image",

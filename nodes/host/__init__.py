@@ -9,6 +9,7 @@ from __future__ import annotations
 from .attention import AttentionChoice, with_attention, with_watch
 from .caching import measure_ratios, with_magcache
 from .chosen import chosen_before, with_settings
+from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen
 from .expand import expand_prompt
 from .files import NANO, Folder, choices, find_name, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
@@ -16,7 +17,6 @@ from .inputs import fingerprint_input, input_texts, read_input_text
 from .latents import SPACE, pixel_size
 from .lora import with_lora, with_triggers
 from .model import (
-    FIRST_FRAME,
     WEIGHT_DTYPES,
     check_size,
     is_kandinsky,
@@ -31,21 +31,34 @@ from .model import (
 from .run import set_conditioning, show_text
 from .sampling import sample_latents, sampling_shift
 from .text import TASKS, encode_text, load_text_encoders
-from .vae import decode_frames, encode_images, load_vae
+from .vae import (
+    decode_frames,
+    encode_clip,
+    encode_first_frame,
+    encode_images,
+    encode_last_frame,
+    load_vae,
+)
 
 __all__ = [
     "FIRST_FRAME",
+    "LAST_FRAME",
     "NANO",
+    "SOURCE",
     "SPACE",
     "TASKS",
     "WEIGHT_DTYPES",
     "AttentionChoice",
     "Folder",
+    "check_seen",
     "check_size",
     "choices",
     "chosen_before",
     "decode_frames",
+    "encode_clip",
+    "encode_first_frame",
     "encode_images",
+    "encode_last_frame",
     "encode_text",
     "expand_prompt",
     "find_name",

@@ -30,8 +30,9 @@ from ...kandinsky_core.settings import SamplingSettings
 from .attention import chosen_attention
 from .caching import around_blocks
 from .chosen import chosen_rope_scale
-from .latents import SPACE, LatentSpace, pixel_size, space_of_transformer
-from .patches import around_block, shows_first_frame
+from .conditions import visual_conditions
+from .latents import LatentSpace, pixel_size, space_of_transformer
+from .patches import around_block, shows_ends
 from .prompt import TEXT_MARK, name_foreign_text
 from .sampling import FlowSampling
 
@@ -45,8 +46,6 @@ WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
 }
 """Choices of the loader -> dtype the weights are stored in; None leaves it to ComfyUI."""
 
-FIRST_FRAME = "k5_first_frame"
-"""Conditioning key: encoded image (B or 1, C, 1, H, W) in VAE space."""
 TIME_SCALE = 1000.0
 """ComfyUI hands over 1000 t."""
 
@@ -111,11 +110,13 @@ class Network(CrossDiT):
         around_block: AroundBlock | None = None,
         text_mask: Tensor | None = None,
         first_frame: Tensor | None = None,
+        last_frame: Tensor | None = None,
+        source: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
         is_image = x.ndim == 4
         latents = x[:, :, None] if is_image else x
-        condition = VisualCondition(first_frame=first_frame)
+        condition = VisualCondition(first_frame, source, last_frame)
         velocity = super().forward(
             condition.network_input(latents, self.config.visual_cond),
             timestep.float() / TIME_SCALE,
@@ -196,35 +197,15 @@ class Kandinsky5(comfy.model_base.BaseModel):
         conds = {
             "c_crossattn": comfy.conds.CONDRegular(tokens),
             "pooled": comfy.conds.CONDRegular(pooled),
+            "num_frames": comfy.conds.CONDConstant(noise.shape[2] if noise.ndim == 5 else 1),
             "settings": comfy.conds.CONDConstant(settings.for_size(*pixel_size(noise))),
         }
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.shape == tokens.shape[:2] and not mask.all():
             conds["text_mask"] = comfy.conds.CONDRegular(mask.float())
-        if kwargs.get(FIRST_FRAME) is not None:
-            frame = self._first_frame(kwargs[FIRST_FRAME], kwargs.get(SPACE), noise)
-            conds["first_frame"] = comfy.conds.CONDRegular(frame)
+        for name, latents in visual_conditions(kwargs, self.info, self.space, noise).items():
+            conds[name] = comfy.conds.CONDRegular(latents)
         return conds
-
-    def _first_frame(self, frame: Tensor, space: str | None, noise: Tensor) -> Tensor:
-        """Check an encoded image against the model and the latent; returns it in model space."""
-        if not self.info.config.visual_cond:
-            raise ValueError(
-                f"model: {self.info.variant} makes images from text and takes no first frame; "
-                "use an image-to-video checkpoint."
-            )
-        if space is not None and space != self.space.name:
-            raise ValueError(
-                f"vae: the first frame was encoded with the {space} VAE, this model "
-                f"({self.info.variant}) needs the {self.space.name} VAE; load that one."
-            )
-        if noise.ndim != 5 or frame.shape[-2:] != noise.shape[-2:]:
-            wanted, given = ("x".join(map(str, pixel_size(each))) for each in (noise, frame))
-            raise ValueError(
-                f"latent: its frames are {wanted} pixels (height x width), the first frame is "
-                f"{given}; use the latent that Image to Video (Kandinsky 5) returns."
-            )
-        return self.process_latent_in(frame)
 
     def _apply_model(
         self,
@@ -236,24 +217,27 @@ class Kandinsky5(comfy.model_base.BaseModel):
         transformer_options: dict[str, Any] | None = None,
         *,
         settings: SamplingSettings,
+        num_frames: int,
         first_frame: Tensor | None = None,
+        last_frame: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Denoise; a first frame is put into x, and into the result, so that any sampler lands
-        on it exactly."""
+        """Denoise; given frames are put into x, and into the result, so that any sampler lands
+        on them exactly."""
         options = transformer_options or {}
-        if not shows_first_frame(options):
-            first_frame = None
+        starts, ends = shows_ends(options, num_frames)
+        first_frame, last_frame = first_frame if starts else None, last_frame if ends else None
         nabla, attend = chosen_attention(options, settings, x, self.info.config)
-        condition = VisualCondition(first_frame=first_frame)
+        condition = VisualCondition(first_frame, last_frame=last_frame)
         denoised = super()._apply_model(
-            x if first_frame is None else condition.impose(x),
+            condition.impose(x),
             t,
             c_concat,
             c_crossattn,
             control,
             options,
             first_frame=first_frame,
+            last_frame=last_frame,
             rope_scale=chosen_rope_scale(options, settings),
             attend=attend,
             nabla=nabla,
@@ -261,7 +245,7 @@ class Kandinsky5(comfy.model_base.BaseModel):
             around_block=around_block(options),
             **kwargs,
         )
-        return denoised if first_frame is None else condition.impose(denoised)
+        return condition.impose(denoised)
 
     def memory_required(
         self,

@@ -41,13 +41,14 @@ def _keyed(replaced: Mapping[Any, Any]) -> list[tuple[tuple[str, int], Any]]:
     return [(key, patch) for key, patch in replaced.items() if len(key) == 2]
 
 
-def shows_first_frame(options: Mapping[str, Any]) -> bool:
-    """Whether a call sees the start of the clip: a context window may begin later.
+def shows_ends(options: Mapping[str, Any], num_frames: int) -> tuple[bool, bool]:
+    """Whether a call sees the start and the end of the clip: a context window may lie between.
 
     Args:
         options: transformer_options of the call.
+        num_frames: Latent frames of the whole clip.
     """
     window = options.get("context_window")
     if window is None or window.dim != 2:  # (B, C, T, H, W): along time
-        return True
-    return window.index_list[0] == 0
+        return True, True
+    return window.index_list[0] == 0, window.index_list[-1] == num_frames - 1

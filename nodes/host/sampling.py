@@ -70,6 +70,29 @@ def euler(
     return x
 
 
+class Guider(comfy.samplers.CFGGuider):
+    """ComfyUI's guidance, off from a given time on."""
+
+    unguided_from = 0.0
+    """Time in [0, 1] from which on, towards 0, guidance is off."""
+
+    def predict_noise(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: Any = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Call the model, without the negative prompt where guidance is off."""
+        scale = self.cfg
+        if timestep[0] <= self.unguided_from:
+            self.set_cfg(1.0)
+        try:
+            return super().predict_noise(x, timestep, model_options or {}, seed)
+        finally:
+            self.set_cfg(scale)
+
+
 def sample_latents(
     model: Any,
     latent: dict[str, Any],
@@ -79,6 +102,7 @@ def sample_latents(
     negative: list[Any],
     cfg: float,
     seed: int,
+    unguided_last_step: bool = False,
 ) -> dict[str, Any]:
     """Sample a LATENT with the core's Euler steps; noise, mask, previews and cancel are ComfyUI's.
 
@@ -90,6 +114,7 @@ def sample_latents(
         negative: CONDITIONING.
         cfg: Guidance scale.
         seed: Of the noise.
+        unguided_last_step: Whether the last step goes without guidance.
 
     Returns:
         LATENT.
@@ -97,18 +122,19 @@ def sample_latents(
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     if len(sigmas) > 1:
-        samples = comfy.sample.sample_custom(
-            model,
+        guider = Guider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        if unguided_last_step:
+            guider.unguided_from = sigmas[-2].item()
+        samples = guider.sample(
             noise,
-            cfg,
+            samples,
             comfy.samplers.KSAMPLER(euler),
             sigmas,
-            positive,
-            negative,
-            samples,
-            noise_mask=latent.get("noise_mask"),
+            denoise_mask=latent.get("noise_mask"),
             callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
-        )
+        ).to(comfy.model_management.intermediate_device())
     return {**latent, "samples": samples, SPACE: model.model.space.name}

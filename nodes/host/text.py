@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import identify
 from ...kandinsky_core.text import NanoTextEncoder, Task, load_nano_text_encoder
+from .conditions import SEEN
 from .prompt import TEXT_MARK, prepare_prompt
+from .run import set_conditioning
 from .text_native import is_native_pair, with_reference_text
 from .text_qwen import QwenClipModel, QwenClipTokenizer, read_qwen_clip
 
@@ -158,7 +160,8 @@ def encode_text(
         clip: From `load_text_encoders`, or the host's own kandinsky5 CLIP.
         text: The prompt.
         task: Chooses the template.
-        images: Source images (B, 3, H, W) in [-1, 1] for an edit.
+        images: For an edit, source images (B, 3, H, W) in [-1, 1]: the prompt is encoded with
+            each of them, one row of the result for each.
 
     Raises:
         ValueError: The CLIP is of another family.
@@ -170,5 +173,20 @@ def encode_text(
             "clip: expected one from Load Text Encoders (Kandinsky 5), found "
             f"{type(clip.tokenizer).__name__}; other encoders give text this model cannot read."
         )
-    tokens = clip.tokenize(text, tokenizer_options={"task": task}, images=images)
-    return clip.encode_from_tokens_scheduled(tokens)
+    options = {"task": task}
+    if task != "i2i" or images is None:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text, tokenizer_options=options))
+    encoded = [
+        clip.encode_from_tokens_scheduled(
+            clip.tokenize(text, tokenizer_options=options, images=image)
+        )
+        for image in images.split(1)
+    ]
+    joined = [
+        [
+            torch.cat([tokens for tokens, _ in rows]),
+            {**rows[0][1], "pooled_output": torch.cat([row["pooled_output"] for _, row in rows])},
+        ]
+        for rows in zip(*encoded, strict=True)  # one entry, or one for each scheduled hook
+    ]
+    return set_conditioning(joined, {SEEN: (len(images), *images.shape[-2:])})

@@ -142,7 +142,38 @@ def load_vae(path: Path) -> VAE:
 
 
 def encode_images(vae: Any, image: Tensor) -> tuple[Tensor, str]:
-    """Encode each image as a clip of one frame.
+    """Encode each image by itself.
+
+    Args:
+        vae: VAE.
+        image: IMAGE (B, H, W, 3).
+
+    Returns:
+        Latents in VAE space, (B, C, 1, h, w) of a video VAE or (B, C, h, w) of an image VAE, and
+        the name of the space.
+
+    Raises:
+        ValueError: The VAE is not one of Kandinsky 5.
+    """
+    if not isinstance(vae, VAE):
+        raise ValueError(
+            "vae: expected the VAE of the model, found another VAE; load it with "
+            "Load VAE (Kandinsky 5)."
+        )
+    return torch.cat([vae.encode(frame[None]) for frame in image]), vae.space.name
+
+
+def encode_first_frame(vae: Any, image: Tensor) -> tuple[Tensor, str]:
+    """Encode each image as a clip of one frame: as `encode_images`, with a video VAE only."""
+    _check_video(vae)
+    return encode_images(vae, image)
+
+
+def encode_last_frame(vae: Any, image: Tensor) -> tuple[Tensor, str]:
+    """Encode each image as the last latent frame of a clip, which stands for several frames.
+
+    A video VAE encodes all but the first frame in groups, so a group of equal frames stands for
+    the image; it is encoded behind one more of them, as the causal VAE looks back.
 
     Args:
         vae: VAE.
@@ -154,14 +185,29 @@ def encode_images(vae: Any, image: Tensor) -> tuple[Tensor, str]:
     Raises:
         ValueError: The VAE is not one for Kandinsky 5 video.
     """
+    _check_video(vae)
+    frames = vae.network.config.temporal_compression + 1
+    clips = (vae.encode(frame.expand(frames, -1, -1, -1)) for frame in image)
+    return torch.cat([clip[:, :, 1:] for clip in clips]), vae.space.name
+
+
+def encode_clip(vae: Any, frames: Tensor) -> tuple[Tensor, str]:
+    """Encode frames (4 k + 1, H, W, 3) as one clip: latents (1, C, k + 1, h, w), name of the space.
+
+    Raises:
+        ValueError: The VAE is not one for Kandinsky 5 video.
+    """
+    _check_video(vae)
+    return vae.encode(frames), vae.space.name
+
+
+def _check_video(vae: Any) -> None:
     if not (isinstance(vae, VAE) and vae.is_video):
         found = f"the {vae.space.name} VAE for images" if isinstance(vae, VAE) else "another VAE"
         raise ValueError(
             f"vae: expected the video VAE of the model, found {found}; load it with "
             "Load VAE (Kandinsky 5)."
         )
-    latents = torch.cat([vae.encode(frame[None]) for frame in image])
-    return latents, vae.space.name
 
 
 def decode_frames(vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> Iterator[Tensor]:

@@ -219,6 +219,15 @@ def test_metadata_beats_the_name(tmp_path):
     assert info.sources["task"] == info.sources["config"] == "metadata"
 
 
+def test_a_file_may_list_its_tasks(tmp_path):
+    shapes, config = transformer_shapes("video_lite"), VARIANTS["video_lite"]
+    path = write_sparse(tmp_path / "a.safetensors", shapes, metadata=describe_metadata(config))
+    assert identify(path).tasks == ("t2v", "i2v")
+    metadata = describe_metadata(config, tasks=["i2i", "t2v", "unheard-of"])
+    path = write_sparse(tmp_path / "b.safetensors", shapes, metadata=metadata)
+    assert identify(path).tasks == ("t2v", "i2i")
+
+
 def test_metadata_must_agree_with_the_weights(tmp_path):
     shapes = transformer_shapes("video_lite")
     for metadata, message in (

@@ -118,6 +118,28 @@ def test_first_frame_is_imposed_before_every_step_and_at_the_end() -> None:
     assert torch.equal(last.denoised[:, :, :1], first.expand(2, -1, -1, -1, -1))
 
 
+def test_frames_are_imposed_at_both_ends_and_marked_in_the_mask() -> None:
+    first, last = normal(1, 4, 2, 2, 2, seed=5), normal(1, 4, 1, 2, 2, seed=6)
+    condition = VisualCondition(first_frame=first, last_frame=last)
+    x = normal(2, 4, 5, 2, 2, seed=7)
+    imposed = condition.impose(x)
+    assert torch.equal(imposed[:, :, :2], first.expand(2, -1, -1, -1, -1))
+    assert torch.equal(imposed[:, :, 2:4], x[:, :, 2:4])
+    assert torch.equal(imposed[:, :, 4:], last.expand(2, -1, -1, -1, -1))
+    noisy, empty, mask = condition.network_input(imposed, True).split([4, 4, 1], dim=1)
+    assert torch.equal(noisy, imposed)
+    assert not empty.any()
+    assert mask[0, 0, :, 0, 0].tolist() == [1, 1, 0, 0, 1]
+
+
+def test_nothing_left_to_make_is_refused() -> None:
+    condition = VisualCondition(normal(1, 4, 2, 2, 2), last_frame=normal(1, 4, 1, 2, 2))
+    with pytest.raises(ValueError, match="3 latent frames are given and the clip has 3"):
+        condition.impose(normal(1, 4, 3, 2, 2))
+    with pytest.raises(ValueError, match="no input for an image"):
+        condition.network_input(normal(1, 4, 4, 2, 2), False)
+
+
 def test_stopping_early_calls_the_network_no_more() -> None:
     calls = []
     steps = sample(lambda x, t: calls.append(t) or x, normal(1, 1, 1, 2, 2), timesteps(9, 5.0))

@@ -12,6 +12,7 @@ import torch
 
 from kandinsky_core.checkpoint import Lora, LoraMatch, LoraPair
 from kandinsky_core.config import VideoVAEConfig
+from kandinsky_core.flow import Step, normalize_first_frames
 from kandinsky_core.generate import (
     Generated,
     GenerateRequest,
@@ -19,7 +20,7 @@ from kandinsky_core.generate import (
     fit_image,
     generate,
 )
-from kandinsky_core.models import CrossDiT, VideoVAE
+from kandinsky_core.models import CrossDiT, VideoVAE, to_model_space
 from kandinsky_core.pipeline import Pipeline
 from kandinsky_core.settings import SamplingSettings
 from kandinsky_core.text import TextConditioning
@@ -128,6 +129,29 @@ def test_image_to_video_starts_from_the_image(pipeline: Pipeline) -> None:
     with torch.no_grad():
         expected = pipeline.vae.encode(fit_image(image, (32, 48)))
     assert (result.latents[:, :, :1] - expected).abs().max() < 1e-5
+
+
+def test_normalising_can_be_left_out(pipeline: Pipeline) -> None:
+    request = GenerateRequest("a", task="i2v", image=picture(), num_frames=25)
+    plain = generate(pipeline, replace(request, normalize=False)).latents
+    space = pipeline.vae.config
+    expected = normalize_first_frames(to_model_space(plain, space))
+    result = generate(pipeline, request).latents
+    assert (to_model_space(result, space) - expected).abs().max() < 1e-5
+    assert (result - plain).abs().max() > 1e-3
+
+
+def test_last_step_can_go_without_guidance(pipeline: Pipeline) -> None:
+    calls, steps = [], {}
+    pipeline.transformer.out_layer.register_forward_hook(lambda *_: calls.append(1))
+    for unguided in (False, True):
+        seen: list[Step] = []
+        request = GenerateRequest("a", unguided_last_step=unguided)
+        generate(pipeline, request, on_step=seen.append)
+        steps[unguided] = [step.latents for step in seen]
+    assert len(calls) == 6 + 5  # three steps, two prompts
+    assert torch.equal(steps[True][1], steps[False][1])
+    assert not torch.allclose(steps[True][2], steps[False][2])
 
 
 def test_an_image_task_makes_one_frame(pipeline: Pipeline) -> None:

@@ -1,19 +1,27 @@
-"""The report of the held-out evaluation, from rows made by hand."""
+"""The reports of the held-out evaluation and of colour drift, from rows made by hand."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from kandinsky_core.settings import DEFAULT_RELEASES, RELEASES
+from kandinsky_core.training import evaluate
+from kandinsky_core.training.drift import drift_table, measure_drift
 from kandinsky_core.training.evaluate import (
+    ALL_SETS,
     TEST_SETS,
     checksum,
     find_parts,
+    load,
     psnr,
     read_answers,
 )
 from kandinsky_core.training.evaluation_report import failures, make_report, wilson
+from kandinsky_core.training.world import heldout_captions, render
+from kandinsky_core.video import ColorDrift, color_drift
 
 
 def row(index: int, right: bool, name: str = "t2v") -> dict:
@@ -68,3 +76,64 @@ def test_psnr_of_a_known_error():
 def test_two_object_questions_have_two_objects():
     questions = TEST_SETS["two_objects"].questions(5)
     assert [len(question.scene.objects) for question in questions] == [2] * 5
+
+
+def test_report_of_edits_counts_each_kind():
+    settings = RELEASES[DEFAULT_RELEASES["nano"]]
+    rows = [
+        {
+            "set": "i2i",
+            "index": index,
+            "language": "ru",
+            "asked": {"edit": "move" if index < 2 else "remove"},
+            "right": {"edited": index != 0, "kept": True, "all": index != 0},
+        }
+        for index in range(5)
+    ]
+    report = make_report(rows, "abc", settings, 1.5, 2, None)
+    assert "| edited | 4/5 = 80.0% |" in report and "| 85% |" in report
+    assert "| move | 1/2 | 2/2 | 1/2 |" in report
+    assert "| remove | 3/3 | 3/3 | 3/3 |" in report
+
+
+def test_edit_questions_are_answered_with_the_source_picture(monkeypatch):
+    question = ALL_SETS["i2i"].questions(1)[0]
+    done, requests = render(question.edit.target, 128, 1), []
+
+    def generate(_, request):
+        requests.append(request)
+        return SimpleNamespace(frames=lambda: iter(done))
+
+    monkeypatch.setattr(evaluate, "generate", generate)
+    pipeline = SimpleNamespace(settings=RELEASES[DEFAULT_RELEASES["nano"]])
+    row = evaluate.answer(pipeline, ALL_SETS["i2i"], question)
+    assert row["right"] == {"edited": True, "kept": True, "all": True}
+    (request,) = requests
+    assert (request.task, request.prompt) == ("i2i", question.instruction)
+    assert (request.image == render(question.edit.source, 128, 1)[0]).all()
+
+
+def test_drift_is_the_change_against_the_first_frame():
+    frames = np.full((3, 4, 4, 3), 100, np.uint8)
+    frames[1:, ..., 0] = 110  # redder by 10: brighter by 10 x 0.299
+    assert color_drift(frames) == pytest.approx((2.99, 0.0, 10.0), abs=1e-6)
+    frames[1:] = 100
+    frames[1:, ::2] = 120
+    assert color_drift(frames).contrast == pytest.approx(10.0)
+    with pytest.raises(ValueError, match="at least 2 frames, got 1"):
+        color_drift(frames[:1])
+
+
+def test_drift_table_has_a_row_for_each_clip():
+    row = {"as sampled": ColorDrift(-2.0, 1.0, 3.0), "normalised": ColorDrift(1.0, 0.0, 1.0)}
+    other = {"as sampled": ColorDrift(4.0, 1.0, 3.0), "normalised": ColorDrift(-1.0, 0.5, 1.0)}
+    table = drift_table([row, other])
+    assert "| as sampled | 3.00 | 1.00 | 3.00 |" in table
+    assert "| normalised | 1.00 | 0.25 | 1.00 |" in table
+
+
+def test_drift_of_a_hurried_run_before_and_after():
+    pipeline = load(find_parts(None), {"num_steps": 1, "guidance_scale": 1.0})
+    drifts = measure_drift(pipeline, heldout_captions(1, task="i2v")[0])
+    assert list(drifts) == ["as rendered", "as sampled", "normalised"]
+    assert drifts["as sampled"] != drifts["normalised"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from kandinsky_core.checkpoint import layer_shapes, match_lora, merge_loras, rea
 from kandinsky_core.distributed import Group
 from kandinsky_core.models import CrossDiT, VideoVAE
 from kandinsky_core.text import TextConditioning
-from kandinsky_core.training.data import Bucket, LatentCache, encode_bucket
+from kandinsky_core.training.data import Bucket, LatentCache, encode_bucket, encode_shard
 from kandinsky_core.training.layout import LABELS, OBJECT_ENTRIES
 from kandinsky_core.training.loop import Loop, LoopSettings
 from kandinsky_core.training.lora import Adapters, Change, make_objective
@@ -177,7 +178,8 @@ def test_changed_clips_keep_their_captions(tmp_path):
     vae = VideoVAE(TINY_VAE).requires_grad_(False)
     caches = []
     for name, change in (("plain", None), ("changed", Change(color="purple"))):
-        encode_bucket(vae, TOY, 8, tmp_path / name, seed=0, group=Group(), change=change)
+        encode = partial(encode_shard, change=change)
+        encode_bucket(vae, TOY, 8, tmp_path / name, seed=0, group=Group(), encode=encode)
         caches.append(LatentCache.load(tmp_path / name, TOY, TINY_VAE))
     plain, changed = caches
     assert plain.captions == changed.captions

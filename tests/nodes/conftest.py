@@ -124,7 +124,7 @@ def vae(run):
 def save_tiny(host):
     """Save a random one-block transformer that reads nano's text; returns its name."""
 
-    def save(name, config, task):
+    def save(name, config, task, **facts):
         torch.manual_seed(0)
         with torch.inference_mode(False):
             network = CrossDiT(config)
@@ -132,10 +132,16 @@ def save_tiny(host):
                 if "modulation" in key:
                     torch.nn.init.normal_(parameter, std=0.2)
         path = host.base / "models" / "diffusion_models" / name
-        save_checkpoint(path, network.state_dict(), describe_metadata(config, task=task))
+        save_checkpoint(path, network.state_dict(), describe_metadata(config, task=task, **facts))
         return name
 
     return save
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Dimensions of the random transformer."""
+    return TINY
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def test_windows_give_both_samplers_the_same(
     assert (ours - ksample(windowed, latent=clip_of_two_windows)).abs().max() < 1e-4
 
 
-def test_only_the_window_that_begins_the_clip_gets_the_first_frame(
+def test_only_windows_at_the_ends_get_the_given_frames(
     run, model, vae, prompts, sample, in_windows, monkeypatch
 ):
     masks, network = [], model.model.diffusion_model
@@ -109,22 +109,26 @@ def test_only_the_window_that_begins_the_clip_gets_the_first_frame(
         "forward",
         lambda x: (masks.append(x[0, -1, :, 0, 0].tolist()), embed(x))[1],
     )
+    pictures = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     positive, negative, latent = run(
-        "K5_ImageToVideo",
+        "K5_FirstLastFrame",
         positive=prompts[0],
         negative=prompts[1],
         vae=vae,
-        image=torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0)),
+        first=pictures[:1],
+        last=pictures[1:],
         width=64,
         height=64,
-        length=FRAMES,
+        length=49,
         batch_size=1,
     )
     out = sample(in_windows(model), positive=positive, negative=negative, latent=latent, steps=2)
-    begins, later = [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]
-    assert sorted(masks) == sorted([begins, later] * 4)  # two steps, two prompts
-    frame = positive[0][1]["k5_first_frame"]
-    assert (out[:, :, :1] - frame).abs().max() < 1e-5
+    begins, between, ends = [1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]
+    # 13 latent frames in windows of five: two steps, two prompts
+    assert sorted(masks) == sorted([begins, between, ends] * 4)
+    entry = positive[0][1]
+    assert (out[:, :, :1] - entry["k5_first_frame"]).abs().max() < 1e-5
+    assert (out[:, :, -1:] - entry["k5_last_frame"]).abs().max() < 1e-5
 
 
 def test_nabla_is_sparse_within_windows(run, model, sample, in_windows, clip_of_two_windows):

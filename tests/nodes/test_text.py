@@ -343,3 +343,12 @@ def test_the_host_encodes_a_prompt_once(host, monkeypatch):
         cached.append(set(messages["execution_cached"]["nodes"]))
     assert cached[0] == set()
     assert cached[1] >= {"1", "2", "3"}
+
+
+def test_each_image_of_an_edit_gets_a_row(run, clip):
+    given = {"clip": clip, "text": "a red circle", "task": "i2i"}
+    ((tokens, extra),) = run("K5_TextEncode", **given, image=torch.rand(3, 32, 48, 3))[0]
+    ((single, _),) = run("K5_TextEncode", **given, image=torch.rand(1, 32, 48, 3))[0]
+    assert tokens.shape == (3, *single.shape[1:])
+    assert extra["pooled_output"].shape[0] == 3
+    assert extra["k5_seen"] == (3, 32, 48)

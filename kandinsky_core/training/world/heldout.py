@@ -61,10 +61,15 @@ def held_out_images() -> frozenset[tuple[str, str, str]]:
 
 def is_held_out(scene: Scene) -> bool:
     """Whether any object of ``scene`` shows a held-out combination, of motion or of background."""
+    return is_held_out_image(scene) or any(
+        (spec.shape, spec.color, spec.motion) in held_out_motions() for spec in scene.objects
+    )
+
+
+def is_held_out_image(scene: Scene) -> bool:
+    """Whether any object of ``scene`` shows a held-out combination with the background."""
     return any(
-        (spec.shape, spec.color, spec.motion) in held_out_motions()
-        or (spec.shape, spec.color, scene.background) in held_out_images()
-        for spec in scene.objects
+        (spec.shape, spec.color, scene.background) in held_out_images() for spec in scene.objects
     )
 
 

@@ -1,0 +1,162 @@
+"""The edit stage at toy sizes: words added, pairs cached, one batch learnt, runs resumed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kandinsky_core.checkpoint import identify
+from kandinsky_core.config import NanoTextConfig
+from kandinsky_core.distributed import Group
+from kandinsky_core.flow import interpolate
+from kandinsky_core.models import CrossDiT, VideoVAE
+from kandinsky_core.text import NanoTextEncoder
+from kandinsky_core.text.nano import NUM_SPECIAL_IDS
+from kandinsky_core.training import objectives
+from kandinsky_core.training.data import Bucket, LatentCache, encode_bucket
+from kandinsky_core.training.edit import MIXTURE, Part, export, make_objective, with_words
+from kandinsky_core.training.edit_data import EditCache, encode_edit_shard
+from kandinsky_core.training.loop import Loop, LoopSettings
+from kandinsky_core.training.objectives import flow_loss
+from kandinsky_core.training.optim import Schedule, make_optimizers
+from kandinsky_core.training.pretrain import NanoModel
+from kandinsky_core.training.world import edit_vocabulary, vocabulary
+from kandinsky_core.variants import NANO_VIDEO_VAE, VARIANTS
+
+DIT = replace(VARIANTS["debug"], latent_channels=4, text_dim=16, pooled_dim=16, num_visual_blocks=1)
+VAE = replace(NANO_VIDEO_VAE, block_out_channels=(8, 8, 8), norm_num_groups=2, latent_channels=4)
+PICTURE, CLIP = Bucket(64, 1), Bucket(64, 5)
+
+
+def tiny_encoder(words=("red", "circle")) -> NanoTextEncoder:
+    config = NanoTextConfig(NUM_SPECIAL_IDS + len(words), dim=16, num_layers=1, num_heads=2)
+    return NanoTextEncoder(config, words)
+
+
+def tiny_model() -> NanoModel:
+    torch.manual_seed(0)
+    return NanoModel(CrossDiT(DIT), tiny_encoder((*vocabulary(), *edit_vocabulary())))
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    """Eight pairs of pictures and eight clips, encoded by a random autoencoder."""
+    torch.manual_seed(1)
+    vae, folder = VideoVAE(VAE), tmp_path_factory.mktemp("caches")
+    pairs = {"seed": 0, "group": Group(), "encode": encode_edit_shard}
+    encode_bucket(vae, PICTURE, 8, folder / "edits", **pairs)
+    encode_bucket(vae, CLIP, 8, folder / "clips", seed=0, group=Group())
+    return {
+        Part(True, PICTURE): EditCache.load(folder / "edits", PICTURE, VAE),
+        Part(False, CLIP): LatentCache.load(folder / "clips", CLIP, VAE),
+    }
+
+
+def edit_batch(caches, count=4):
+    return caches[Part(True, PICTURE)].draw(count, torch.Generator().manual_seed(2))
+
+
+def test_new_words_leave_the_old_ones_as_they_were():
+    torch.manual_seed(0)
+    encoder = tiny_encoder()
+    grown = with_words(encoder, ["circle", "remove", "убери"])
+    assert grown.tokenizer.vocabulary == ("red", "circle", "remove", "убери")
+    old, new = (each.encode(["red circle", "circle"]) for each in (encoder, grown))
+    torch.testing.assert_close(new.tokens, old.tokens)
+    assert grown.unknown_words("remove circle") == []
+    a, b = grown.encode(["remove circle", "убери circle"]).tokens
+    assert (a - b).abs().max() > 1e-3
+
+
+def test_mixture_is_a_distribution_over_both_kinds():
+    assert sum(MIXTURE.values()) == pytest.approx(1.0)
+    assert 0.4 < sum(share for part, share in MIXTURE.items() if part.is_edit) < 0.6
+    assert len({part.name for part in MIXTURE}) == len(MIXTURE)
+
+
+def test_cache_draws_pairs_with_instructions(caches):
+    batch = edit_batch(caches, 64)
+    assert batch.sources.shape == batch.latents.shape == (64, 4, 1, 8, 8)
+    assert not batch.given_first.any()
+    assert 0 < sum(prompt == "" for prompt in batch.prompts) < 20
+    different = (batch.sources - batch.latents).abs().flatten(1).amax(1)
+    assert (different > 0).all()
+
+
+def test_network_sees_noise_source_and_ones(caches, monkeypatch):
+    model, batch, seen = tiny_model(), edit_batch(caches), []
+    embed = model.transformer.visual_embeddings.forward
+    monkeypatch.setattr(
+        model.transformer.visual_embeddings, "forward", lambda x: (seen.append(x), embed(x))[1]
+    )
+    monkeypatch.setattr(
+        objectives, "sample_times", lambda count, _: torch.linspace(0.2, 0.8, count)
+    )
+    text = model.encode_text(batch.prompts)
+    flow_loss(model.transformer, text, batch, torch.Generator().manual_seed(3))
+    noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(3))
+    x_t, source, mask = seen[0].split([4, 4, 1], dim=1)
+    assert torch.allclose(x_t, interpolate(batch.latents, noise, torch.linspace(0.2, 0.8, 4)))
+    assert torch.equal(source, batch.sources)
+    assert mask.eq(1).all()
+
+
+def test_errors_where_something_was_removed_count_more(caches):
+    batch = edit_batch(caches)
+    empty = replace(batch, layout=torch.zeros_like(batch.layout))
+    bare = replace(empty, source_layout=None)
+    model = tiny_model()
+    text = model.encode_text(batch.prompts)
+
+    def loss(given):
+        return flow_loss(model.transformer, text, given, torch.Generator().manual_seed(3)).item()
+
+    assert loss(empty) != loss(bare)
+
+
+def test_one_batch_of_edits_is_learnt(caches):
+    model, batch = tiny_model(), edit_batch(caches)
+    optimizers = make_optimizers(model, 1e-2)
+    losses = []
+    for _ in range(60):
+        generator = torch.Generator().manual_seed(5)
+        loss = flow_loss(model.transformer, model.encode_text(batch.prompts), batch, generator)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def edit_loop(caches, folder) -> Loop:
+    model = tiny_model()
+    objective = make_objective(model, caches, 0, batch={PICTURE: 4, CLIP: 2})
+    settings = LoopSettings(Schedule(8, warmup=2, decay=4), save_every=100, log_every=100)
+    return Loop(model, objective, make_optimizers(model, 1e-3), settings, folder)
+
+
+def test_resumed_run_has_the_same_next_loss(caches, tmp_path):
+    whole = edit_loop(caches, tmp_path / "whole")
+    metrics = [whole.train_step() for _ in range(6)]
+    assert {"flow_edit_64x1", "flow_64x5"} <= {name for row in metrics for name in row}
+    first = edit_loop(caches, tmp_path / "parts")
+    for _ in range(4):
+        first.train_step()
+    first.save(first.checkpoint_path)
+    second = edit_loop(caches, tmp_path / "parts")
+    assert second.step == 4
+    assert [second.train_step()["loss"] for _ in range(2)] == [row["loss"] for row in metrics[4:]]
+
+
+def test_exported_model_says_that_it_edits(caches, tmp_path):
+    loop = edit_loop(caches, tmp_path)
+    loop.train_step()
+    export(loop, tiny_model, tmp_path / "model")
+    info = identify(tmp_path / "model" / "transformer.safetensors")
+    assert info.release.variant == "nano"
+    assert info.tasks == ("t2v", "i2v", "t2i", "i2i")
+    again = NanoModel.load(tmp_path / "model")
+    assert again.text_encoder.unknown_words("please remove the red circle") == []
