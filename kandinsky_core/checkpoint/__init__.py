@@ -1,6 +1,5 @@
 """Weight files: what they are, loading them, saving them."""
 
-from .header import read_header
 from .identify import describe_metadata, identify
 from .info import CheckpointInfo
 from .load import (
@@ -23,6 +22,5 @@ __all__ = [
     "load_transformer",
     "load_vae",
     "open_checkpoint",
-    "read_header",
     "save_checkpoint",
 ]

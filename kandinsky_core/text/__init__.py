@@ -10,7 +10,7 @@ from .nano import (
     save_nano_text_encoder,
 )
 from .protocol import Task, TextConditioning, TextEncoder
-from .qwen_clip import CLIP_LENGTH, QwenClipTextEncoder, halve_images
+from .qwen_clip import CLIP_LENGTH, NO_VISION, QwenClipTextEncoder, halve_images
 from .qwen_clip_load import load_qwen_clip, load_qwen_clip_folder
 from .templates import (
     END_TAG,
@@ -24,6 +24,7 @@ __all__ = [
     "CLIP_LENGTH",
     "END_TAG",
     "IMAGE_TAGS",
+    "NO_VISION",
     "TASK_TEMPLATES",
     "TEMPLATES",
     "VIDEO_NEGATIVE_PROMPT",

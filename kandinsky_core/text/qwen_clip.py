@@ -24,6 +24,12 @@ from .templates import END_TAG, IMAGE_TAGS, TASK_TEMPLATES, TEMPLATES
 
 CLIP_LENGTH = 77
 """Tokens that CLIP reads: the prompt, cut or padded."""
+NO_VISION = (
+    "an edit prompt is encoded together with its source image, and this Qwen2.5-VL was loaded from "
+    "a file without the vision tower (GGUF keeps it in a separate mmproj file, which is not read); "
+    "load Qwen2.5-VL from a .safetensors file for image editing"
+)
+"""What a user reads who edits with a text encoder that cannot see."""
 # of Qwen2.5-VL's preprocessor_config.json
 MIN_IMAGE_PIXELS, MAX_IMAGE_PIXELS = 56 * 56, 12_845_056
 
@@ -148,6 +154,8 @@ class QwenClipTextEncoder(nn.Module):
         image_inputs: dict[str, Tensor] = {}
         image_tokens = None
         if TASK_TEMPLATES[task] == "edit":
+            if getattr(qwen, "visual", None) is None:
+                raise ValueError(NO_VISION)
             image_inputs, image_tokens = self._image_inputs(prompts, images)
         ids, mask = self.tokenize(prompts, task, image_tokens)
         if image_inputs and "mm_token_type_ids" in inspect.signature(qwen.forward).parameters:

@@ -1,4 +1,4 @@
-"""Builds the large text encoders from .safetensors files or from folders in Hugging Face layout.
+"""Builds the large text encoders from weight files or from folders in Hugging Face layout.
 
 Weight files are told apart by their tensors' names alone, whichever program wrote them: the
 prefixes that differ between versions of transformers, Diffusers folders and ComfyUI's single files
@@ -8,15 +8,15 @@ are taken off on both sides before the names are compared.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CheckpointError, import_extra
+from ..weights import WeightFiles, read_header
 from .qwen_clip import QwenClipTextEncoder
 
 QWEN_7B_CONFIG: dict[str, Any] = {
@@ -58,9 +58,8 @@ CLIP_L_CONFIG: dict[str, Any] = {
 """The text model of CLIP ViT-L/14, for files that come without a config.json."""
 
 _PREFIXES = re.compile(r"^(?:(?:model|language_model|text_model|transformer|clip_l)\.)+")
-_UNUSED = re.compile(r"lm_head\.|logit_scale$|text_projection|position_ids$|inv_freq$|scaled_fp8$")
-_SCALES = (".scale_weight", ".weight_scale")
-_QUANTISATION = (*_SCALES, ".scale_input", ".input_scale", ".comfy_quant")
+_UNUSED = re.compile(r"lm_head\.|logit_scale$|text_projection|position_ids$|inv_freq$")
+_VISION = "visual."
 
 
 def load_qwen_clip(
@@ -78,12 +77,14 @@ def load_qwen_clip(
     """Loads Qwen2.5-VL and CLIP.
 
     Args:
-        qwen_path: A .safetensors file, or a folder with one or several and a config.json.
+        qwen_path: A .safetensors or .gguf file, or a folder with one or several and a
+            config.json. Without weights of the vision tower, as in every .gguf file, edit prompts
+            are refused.
         clip_path: The same for CLIP.
         qwen_tokenizer: Folder with Qwen's tokenizer files.
         clip_tokenizer: Folder with CLIP's tokenizer files.
-        dtype: Of the weights; None keeps the files' (bf16 where they are in fp8).
-        device: Where to encode.
+        dtype: Of the weights; None keeps the files' (bf16 where they are in fp8 or GGUF).
+        device: Where to encode; "meta" checks names and shapes and reads nothing.
         offload: Whether each model is on `device` only while it encodes.
         qwen_config: Its dimensions where there is no config.json; None is the 7B model.
         clip_config: Its dimensions where there is no config.json; None is ViT-L/14.
@@ -93,9 +94,10 @@ def load_qwen_clip(
 
     Raises:
         CheckpointError: if a file is missing, damaged, or of another model.
-        MissingExtraError: if transformers is not installed.
+        MissingExtraError: if transformers is not installed, or gguf where a file needs it.
     """
     transformers = import_extra("transformers", "text")
+    on_meta = device is not None and torch.device(device).type == "meta"
     return QwenClipTextEncoder(
         _load_model(
             transformers.Qwen2_5_VLModel,
@@ -103,6 +105,7 @@ def load_qwen_clip(
             Path(qwen_path),
             qwen_config or QWEN_7B_CONFIG,
             dtype,
+            on_meta,
         ),
         _load_tokenizer(transformers, Path(qwen_tokenizer)),
         _load_model(
@@ -111,6 +114,7 @@ def load_qwen_clip(
             Path(clip_path),
             clip_config or CLIP_L_CONFIG,
             dtype,
+            on_meta,
         ),
         _load_tokenizer(transformers, Path(clip_tokenizer)),
         device=device,
@@ -160,56 +164,54 @@ def _load_model(
     path: Path,
     default_config: dict[str, Any],
     dtype: torch.dtype | None,
+    on_meta: bool,
 ) -> nn.Module:
     """Builds a model of transformers from a weight file or folder."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise CheckpointError(
-            f"no .safetensors file at {path}; give a weight file or a folder that holds them"
-        )
+    header = read_header(path, "text_encoder")
+    tensors = {
+        _PREFIXES.sub("", name): entry
+        for name, entry in header.tensors.items()
+        if not _UNUSED.search(name)
+    }
     has_config = path.is_dir() and (path / "config.json").is_file()
     config = config_class.from_pretrained(path) if has_config else config_class(**default_config)
+    sees = any(name.startswith(_VISION) for name in tensors)
+    if hasattr(config, "vision_config") and not sees:
+        config.vision_config.depth = 0
     with torch.device("meta"):
-        expected = {name: tuple(t.shape) for name, t in model_class(config).named_parameters()}
-    state = _read_tensors(files, dtype)
+        model = model_class(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    unseen: dict[str, tuple[int, ...]] = {}
+    if not sees:
+        unseen = {name: expected.pop(name) for name in [*expected] if name.startswith(_VISION)}
     names = {_PREFIXES.sub("", name): name for name in expected}
-    state = {names.get(core, core): tensor for core, tensor in state.items()}
-    _check(path, model_class.__name__, expected, state)
+    with WeightFiles(path, tensors) as files:
+        found = {names.get(core, core): entry.shape for core, entry in files.entries.items()}
+        _check(path, model_class.__name__, expected, found)
+        if on_meta:
+            return model
+        if dtype is None:
+            dtype = torch.bfloat16 if files.main_dtype.itemsize == 1 else files.main_dtype
+        state = {names[core]: files.read(core, dtype) for core in files}
+    # what is left of a tower without blocks; it is dropped below, and must not be drawn at random
+    state |= {name: torch.zeros(shape, dtype=dtype) for name, shape in unseen.items()}
     # From a state dict transformers assigns the tensors instead of copying them and fills in the
     # buffers that no file holds.
-    dtype = dtype or max(state.values(), key=Tensor.numel).dtype
-    return model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
-
-
-def _read_tensors(files: Iterable[Path], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Reads tensors by name without prefix, undoing fp8 scaling; drops what no encoder uses."""
-    raw: dict[str, Tensor] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  not a mapping
-                    if not _UNUSED.search(name):
-                        raw[_PREFIXES.sub("", name)] = file.get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    state: dict[str, Tensor] = {}
-    for name, tensor in raw.items():
-        if name.endswith(_QUANTISATION):
-            continue
-        if tensor.dtype.itemsize == 1:
-            layer = name.removesuffix(".weight")
-            scale = next((raw[layer + s] for s in _SCALES if layer + s in raw), torch.ones(()))
-            tensor = (tensor.float() * scale.float()).to(dtype or torch.bfloat16)
-        state[name] = tensor if dtype is None else tensor.to(dtype)
-    return state
+    model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    if unseen:
+        model.visual = None
+    return model
 
 
 def _check(
-    path: Path, model: str, expected: dict[str, tuple[int, ...]], state: dict[str, Tensor]
+    path: Path,
+    model: str,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Raises unless the tensors are the model's, in one sentence."""
-    missing = sorted(expected.keys() - state.keys())
-    unexpected = sorted(state.keys() - expected.keys())
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
     if missing or unexpected:
         problems = [
             f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -221,8 +223,8 @@ def _check(
             "give the file of the right text encoder"
         )
     for name, shape in expected.items():
-        if tuple(state[name].shape) != shape:
+        if found[name] != shape:
             raise CheckpointError(
-                f"{path} is a {model} of another size: {name} has shape "
-                f"{tuple(state[name].shape)}, expected {shape}"
+                f"{path} is a {model} of another size: {name} has shape {found[name]}, "
+                f"expected {shape}"
             )
