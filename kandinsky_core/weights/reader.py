@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .entry import DTYPES, TensorEntry
 from .gguf_file import read_gguf_tensor
-from .scaled import SCALE, main_dtype, split_scales
+from .scaled import SCALE, is_unpacked, main_dtype, split_scales
 
 _Files = TypeVar("_Files", bound="WeightFiles")
 
@@ -49,11 +49,16 @@ class WeightFiles(Mapping[str, Tensor]):
         weights, scales = split_scales(path, tensors)
         self.path = path
         self.entries: dict[str, TensorEntry] = weights
-        self.keeps_scales = keep_scales and all(scale.size == 1 for scale in scales.values())
+        self.scaled_dtype: torch.dtype | None = None
+        """What scaled weights come in where scales are kept; None where there are none."""
         self.main_dtype = main_dtype(weights.values(), is_scaled=bool(scales))
         """What most of the weights are when they are read."""
+        self.is_gguf = any(entry.offset is not None for entry in weights.values())
+        self.is_unpacked = is_unpacked(weights.values(), is_scaled=bool(scales))
+        """Whether reading computes most of the weights from what is stored."""
         self._scales: dict[str, TensorEntry] = scales
-        if self.keeps_scales:
+        if keep_scales and scales and all(scale.size == 1 for scale in scales.values()):
+            self.scaled_dtype = main_dtype(weights[name] for name in scales)
             self._scales = {}
             self.entries |= {
                 name.removesuffix(".weight") + SCALE: scale._replace(shape=())
@@ -86,7 +91,7 @@ class WeightFiles(Mapping[str, Tensor]):
             if scale.numel() > 1:
                 scale = scale.reshape(-1, *[1] * (tensor.ndim - 1))
             return tensor.float().mul_(scale).to(unpacked)
-        if self.keeps_scales and name.endswith(SCALE):
+        if self.scaled_dtype is not None and name.endswith(SCALE):
             return tensor.float()
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 

@@ -13,10 +13,8 @@ from .foreign import with_foreign_nabla
 from .latents import SPACE, pixel_size
 from .model import (
     FIRST_FRAME,
-    WEIGHT_DTYPES,
     check_size,
     is_kandinsky,
-    load_model,
     makes_images_only,
     model_info,
     settings_for,
@@ -24,6 +22,7 @@ from .model import (
     to_model_space,
     to_vae_space,
 )
+from .model_load import WEIGHT_DTYPES, load_model
 from .run import set_conditioning
 from .sampling import sample_latents, sampling_shift
 from .text import TASKS, encode_text, load_text_encoders

@@ -7,6 +7,7 @@ norm, as the transformers were trained, and the cuts are the reference's.
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,21 @@ from typing import Any
 import comfy.sd1_clip
 import comfy.text_encoders.hunyuan_video
 import comfy.text_encoders.qwen_image
-import comfy.utils
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...kandinsky_core.checkpoint import read_header
 from ...kandinsky_core.text import (
     CLIP_LENGTH,
     END_TAG,
     IMAGE_TAGS,
+    NO_VISION,
     TASK_TEMPLATES,
     TEMPLATES,
     halve_images,
 )
+from ...kandinsky_core.weights import WeightFiles, read_header
+from .model_load import has_scaled_layers
 from .prompt import strip_weights
 
 QWEN = "qwen25_7b"
@@ -36,7 +38,12 @@ CROP = "k5_crop"
 """Entry of the token dictionary: tokens to drop from the front after encoding."""
 
 _HEAD_DIM = 128  # the host's Qwen2.5 has no other
-_UNUSED = ("visual.", "text_projection", "logit_scale", "position_ids")
+_VISION = "visual."
+_SCALED_MARK = "scaled_fp8"
+# what a file may lack: parts not used, and factors of layers that are not scaled
+_UNUSED = (_VISION, "text_projection", "logit_scale", "position_ids", "scale_weight", _SCALED_MARK)
+# transformers >= 4.52 wraps the language model once more
+_RENAMED = {"model.language_model.": "model.", "model.visual.": _VISION}
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def read_qwen_clip(qwen_path: Path, clip_path: Path) -> QwenClipWeights:
     if "model.layers.0.self_attn.q_proj.weight" not in qwen or "model.norm.weight" not in qwen:
         raise ValueError(
             f"qwen_name: {qwen_path.name} is not a Qwen2.5-VL text encoder; use "
-            "qwen_2.5_vl_7b.safetensors or its fp8 version."
+            "qwen_2.5_vl_7b.safetensors, its fp8 version, or Qwen2.5-VL-7B as GGUF."
         )
     if "text_model.final_layer_norm.weight" not in clip:
         raise ValueError(
@@ -73,14 +80,34 @@ def read_qwen_clip(qwen_path: Path, clip_path: Path) -> QwenClipWeights:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    read_header(path)  # refuses pickles and damaged files in one sentence
-    state = comfy.utils.load_torch_file(str(path))
-    renamed = {
-        # transformers >= 4.52 wraps the language model once more
-        "model.language_model.": "model.",
-        "model.visual.": "visual.",
+    """Tensors under ComfyUI's names; scaled fp8 stays where ComfyUI has the layers for it."""
+    tensors = {
+        _host_name(name): entry
+        for name, entry in read_header(path, "text_encoder").tensors.items()
+        if not name.startswith("lm_head.")
     }
-    return comfy.utils.state_dict_prefix_replace(state, renamed)
+    takes_scales = "llama_scaled_fp8" in _parameters(comfy.text_encoders.qwen_image.te)
+    keep_scales = takes_scales and has_scaled_layers()
+    with WeightFiles(path, tensors, keep_scales=keep_scales) as files:
+        # the host takes the dtype of a norm for that of the model, and GGUF keeps norms in fp32
+        dtype = files.main_dtype if files.is_gguf else None
+        state = {name: files.read(name, dtype) for name in files}
+        if files.scaled_dtype is not None:
+            state[_SCALED_MARK] = torch.zeros(0, dtype=files.scaled_dtype)
+        elif files.is_unpacked:
+            logging.info("Kandinsky 5: %s is unpacked to %s.", path.name, files.main_dtype)
+    return state
+
+
+def _host_name(name: str) -> str:
+    for start, instead in _RENAMED.items():
+        if name.startswith(start):
+            return instead + name.removeprefix(start)
+    return name
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
 
 
 class QwenClipTokenizer:
@@ -166,7 +193,7 @@ class QwenClipModel(nn.Module):
         options = model_options or {}
         detected = comfy.text_encoders.hunyuan_video.llama_detect(weights.qwen)
         factory = comfy.text_encoders.qwen_image.te
-        taken = inspect.signature(factory).parameters
+        taken = _parameters(factory)
         build = factory(**{key: value for key, value in detected.items() if key in taken})
         qwen_options = {**options, f"{QWEN}_model_config": _qwen_config(weights.qwen)}
         self.qwen = getattr(build(device=device, dtype=dtype, model_options=qwen_options), QWEN)
@@ -182,6 +209,7 @@ class QwenClipModel(nn.Module):
             return_projected_pooled=False,
             model_options=clip_options,
         )
+        self.sees = any(name.startswith(_VISION) for name in weights.qwen)
         self.dtypes = {clip_dtype, detected.get("dtype_llama", dtype)}
 
     def load_weights(self, weights: QwenClipWeights) -> None:
@@ -194,6 +222,10 @@ class QwenClipModel(nn.Module):
             (self.qwen, weights.qwen, weights.qwen_path),
             (self.clip, weights.clip, weights.clip_path),
         ):
+            for name, parameter in model.transformer.named_parameters():
+                # the host makes all of a scaled layer in fp8, its bias too
+                if name in state and parameter.itemsize == 1 < state[name].itemsize:
+                    parameter.data = parameter.data.to(state[name].dtype)
             try:
                 missing, _unexpected = model.load_sd(state)
             except RuntimeError as error:
@@ -215,7 +247,13 @@ class QwenClipModel(nn.Module):
         """Nothing is ever set."""
 
     def encode_token_weights(self, tokens: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Encode what `QwenClipTokenizer` made: tokens (1, L, 3584), pooled (1, 768)."""
+        """Encode what `QwenClipTokenizer` made: tokens (1, L, 3584), pooled (1, 768).
+
+        Raises:
+            ValueError: There are images, and the file had no vision tower.
+        """
+        if not self.sees and any(isinstance(pair[0], dict) for pair in tokens[QWEN][0]):
+            raise ValueError(f"qwen_name: {NO_VISION}.")
         states = self.qwen.encode_token_weights(tokens[QWEN])[0]
         pooled = self.clip.encode_token_weights(tokens[CLIP_L])[1]
         return states[:, tokens[CROP] :], pooled, {}

@@ -79,14 +79,14 @@ def test_scales_can_be_kept_for_layers_that_use_them(tmp_path, weights):
     stored, _ = scaled(weights, ".weight_scale")
     save_file(stored, path)
     with open_checkpoint(path, keep_scales=True) as checkpoint:
-        assert checkpoint.keeps_scales
+        assert checkpoint.scaled_dtype == FP8
         assert torch.equal(checkpoint[MATRIX].float(), stored[MATRIX].float())
         scale = checkpoint.read(f"{LAYER}.scale_weight", FP8)
         assert (scale.shape, scale.dtype) == ((), torch.float32)
         assert scale == stored[f"{LAYER}.weight_scale"]
     save_file(scaled(weights, ".weight_scale", per_row=True)[0], path)
     with open_checkpoint(path, keep_scales=True) as checkpoint:
-        assert not checkpoint.keeps_scales
+        assert checkpoint.scaled_dtype is None
         assert set(checkpoint) == set(weights)
 
 

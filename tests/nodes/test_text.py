@@ -122,3 +122,63 @@ def test_native_text_encode_uses_the_loaders_task(host, large, large_clip):
     expected = large.encode(["a fox"], task="t2i")
     ((tokens, _),) = host.native.CLIPTextEncode().encode(large_clip, "a fox")[0]
     assert (tokens - expected.tokens).abs().max() < 1e-4
+
+
+def encode_both(run, host, qwen_name):
+    """Tokens by the node and by the core, from the same file."""
+    folder = host.base / "models" / "text_encoders"
+    names = {"qwen_name": qwen_name, "clip_name": "clip.safetensors"}
+    (clip,) = run("K5_LoadTextEncoders", **names, task="t2v")
+    ((tokens, _),) = run("K5_TextEncode", clip=clip, text="a red fox", task="t2v")[0]
+    core = load_qwen_clip(
+        folder / qwen_name,
+        folder / "clip.safetensors",
+        qwen_tokenizer=host.path / "comfy/text_encoders/qwen25_tokenizer",
+        clip_tokenizer=host.path / "comfy/sd1_tokenizer",
+        qwen_config=QWEN_CONFIG,
+        clip_config=CLIP_CONFIG,
+        dtype=torch.float32,
+    )
+    return clip, tokens, core.encode(["a red fox"]).tokens
+
+
+@pytest.mark.parametrize("suffix", [".scale_weight", ".weight_scale"])
+def test_scaled_fp8_qwen_equals_the_core(run, host, large, caplog, suffix):
+    folder = host.base / "models" / "text_encoders"
+    stored = {}
+    for name, weight in large.qwen.language_model.state_dict().items():
+        name = f"model.{name}"
+        stored[name] = weight.bfloat16()
+        if weight.ndim == 2 and "embed" not in name:
+            scale = weight.abs().max() / 400
+            stored[name] = (weight / scale).to(torch.float8_e4m3fn)
+            stored[name.removesuffix(".weight") + suffix] = scale
+        elif name.endswith(".bias"):
+            stored[name] = torch.linspace(-1, 1, len(weight)).bfloat16()
+    if suffix == ".scale_weight":
+        stored["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    save_file(stored, folder / "qwen_scaled.safetensors")
+    with caplog.at_level(logging.INFO):
+        clip, tokens, expected = encode_both(run, host, "qwen_scaled.safetensors")
+    assert "is unpacked" not in caplog.text
+    layer = clip.cond_stage_model.qwen.transformer.model.layers[0].self_attn.q_proj
+    assert (layer.weight.dtype, layer.bias.dtype) == (torch.float8_e4m3fn, torch.bfloat16)
+    assert (tokens - expected).norm() < 0.02 * expected.norm()
+
+
+def test_gguf_qwen_equals_the_core_and_cannot_see(run, host, large, write_gguf, caplog):
+    gguf = pytest.importorskip("gguf")
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, 2)
+    stored = {
+        table.get_name(f"model.{name}", (".weight", ".bias")): weight
+        for name, weight in large.qwen.language_model.state_dict().items()
+    }
+    path = host.base / "models" / "text_encoders" / "qwen-Q8_0.gguf"
+    write_gguf(path, stored, "Q8_0", architecture="qwen2vl")
+    with caplog.at_level(logging.INFO):
+        clip, tokens, expected = encode_both(run, host, path.name)
+    assert f"{path.name} is unpacked to torch.bfloat16" in caplog.text
+    assert (tokens - expected).norm() < 0.02 * expected.norm()
+    image = torch.zeros(1, 64, 64, 3)
+    with pytest.raises(ValueError, match=r"qwen_name: .*without the vision tower .*mmproj"):
+        run("K5_TextEncode", clip=clip, text="make it blue", task="i2i", image=image)
