@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -203,15 +204,19 @@ def read_gguf_tensor(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(data).view(DTYPES[entry.dtype]).reshape(entry.shape)
     values = torch.empty(entry.size, dtype=dtype)
     step = _CHUNK // block
-    for first in range(0, entry.size // block, step):
+
+    def unpack(first: int) -> None:
         # one long row: the package loops over rows in Python
         packed = np.array(data[first * block_bytes : (first + step) * block_bytes])[None]
-        try:
-            unpacked = gguf.quants.dequantize(packed, kind)
-        except NotImplementedError as error:
-            raise CheckpointError(
-                f"{entry.file} holds {entry.stored_name} in the format {entry.dtype}, which the "
-                "installed package gguf cannot unpack: use a file in one of Q2_K to Q8_0."
-            ) from error
-        values[first * block : (first + step) * block] = torch.from_numpy(unpacked[0])
+        unpacked = gguf.quants.dequantize(packed, kind)[0]
+        values[first * block : (first + step) * block] = torch.from_numpy(unpacked)
+
+    try:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(unpack, range(0, entry.size // block, step)))
+    except NotImplementedError as error:
+        raise CheckpointError(
+            f"{entry.file} holds {entry.stored_name} in the format {entry.dtype}, which the "
+            "installed package gguf cannot unpack: use a file in one of Q2_K to Q8_0."
+        ) from error
     return values.reshape(entry.shape)

@@ -7,7 +7,6 @@ of the edit image, and the way a long prompt is cut (there, only the official wa
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -54,21 +53,6 @@ PROMPTS = [
     "Кот медленно идёт по комнате; камера следует за ним 🙂",
 ]
 LONG_PROMPT = "a very long walk through the forest " * 100
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folders() -> dict[str, Path]:
-    """The two tokenizers in a ComfyUI checkout."""
-    cached = Path(__file__).resolve().parents[2] / ".cache" / "comfyui"
-    host = Path(os.environ.get("COMFYUI_PATH") or cached)
-    folders = {
-        "qwen_tokenizer": host / "comfy" / "text_encoders" / "qwen25_tokenizer",
-        "clip_tokenizer": host / "comfy" / "sd1_tokenizer",
-    }
-    missing = [str(folder) for folder in folders.values() if not folder.is_dir()]
-    if missing:
-        pytest.skip(f"no tokenizers at {', '.join(missing)}: set COMFYUI_PATH or run make comfy")
-    return folders
 
 
 @pytest.fixture(scope="module")
