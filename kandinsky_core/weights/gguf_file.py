@@ -204,12 +204,14 @@ def read_gguf_tensor(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(data).view(DTYPES[entry.dtype]).reshape(entry.shape)
     values = torch.empty(entry.size, dtype=dtype)
     step = _CHUNK // block
+    inference = torch.is_inference_mode_enabled()  # a thread does not inherit it
 
     def unpack(first: int) -> None:
         # one long row: the package loops over rows in Python
         packed = np.array(data[first * block_bytes : (first + step) * block_bytes])[None]
         unpacked = gguf.quants.dequantize(packed, kind)[0]
-        values[first * block : (first + step) * block] = torch.from_numpy(unpacked)
+        with torch.inference_mode(inference):
+            values[first * block : (first + step) * block] = torch.from_numpy(unpacked)
 
     try:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:

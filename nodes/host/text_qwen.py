@@ -192,6 +192,10 @@ class QwenClipModel(nn.Module):
         super().__init__()
         options = model_options or {}
         detected = comfy.text_encoders.hunyuan_video.llama_detect(weights.qwen)
+        stored = weights.qwen["model.layers.0.self_attn.q_proj.weight"].dtype
+        if stored.itemsize == 1 and _SCALED_MARK not in weights.qwen:
+            # the host goes by a norm, which such files may keep in bf16
+            detected["dtype_llama"] = stored
         factory = comfy.text_encoders.qwen_image.te
         taken = _parameters(factory)
         build = factory(**{key: value for key, value in detected.items() if key in taken})
@@ -223,7 +227,7 @@ class QwenClipModel(nn.Module):
             (self.clip, weights.clip, weights.clip_path),
         ):
             for name, parameter in model.transformer.named_parameters():
-                # the host makes all of a scaled layer in fp8, its bias too
+                # the host makes all of a model or scaled layer in fp8, norms and biases too
                 if name in state and parameter.itemsize == 1 < state[name].itemsize:
                     parameter.data = parameter.data.to(state[name].dtype)
             try:

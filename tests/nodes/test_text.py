@@ -166,6 +166,22 @@ def test_scaled_fp8_qwen_equals_the_core(run, host, large, caplog, suffix):
     assert (tokens - expected).norm() < 0.02 * expected.norm()
 
 
+@pytest.mark.parametrize("norms", [torch.bfloat16, torch.float8_e4m3fn])
+def test_plain_fp8_qwen_stays_and_equals_the_core(run, host, large, norms):
+    folder = host.base / "models" / "text_encoders"
+    stored = {
+        f"model.{name}": weight.to(torch.float8_e4m3fn if weight.ndim == 2 else norms)
+        for name, weight in large.qwen.language_model.state_dict().items()
+    }
+    save_file(stored, folder / "qwen_fp8.safetensors")
+    clip, tokens, expected = encode_both(run, host, "qwen_fp8.safetensors")
+    model = clip.cond_stage_model.qwen.transformer.model
+    layer = model.layers[0]
+    assert layer.mlp.up_proj.weight.dtype == torch.float8_e4m3fn
+    assert layer.self_attn.q_proj.bias.dtype == layer.input_layernorm.weight.dtype == norms
+    assert (tokens - expected).norm() < 0.02 * expected.norm()
+
+
 def test_gguf_qwen_equals_the_core_and_cannot_see(run, host, large, write_gguf, caplog):
     gguf = pytest.importorskip("gguf")
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, 2)
