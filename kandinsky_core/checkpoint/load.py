@@ -85,7 +85,8 @@ def load_transformer(
 
     Args:
         path: A .safetensors or .gguf file, an index of shards, or a folder (Diffusers' too).
-        dtype: Storage dtype of the weights; None keeps the file's (bf16 for scaled fp8 and GGUF).
+        dtype: Storage dtype of the weights; None keeps the file's (one for
+            all of GGUF and scaled fp8: bf16 unless GGUF is not quantised).
         device: Where the weights go; "meta" checks names and shapes and reads nothing.
         ops: Layer factory, see `models/ops.py`.
 
@@ -206,6 +207,8 @@ def assign_weights(
         found[name], sources[name] = found_shape, source
     check_names_and_shapes(checkpoint.info.path, expected, found)
     if torch.device(device).type != "meta":
+        if dtype is None and checkpoint.is_unpacked:
+            dtype = checkpoint.main_dtype  # the network computes in the dtype of its first layer
         for name, source in sources.items():
             wanted = dtype
             if dtype is not None and dtype.itemsize == 1 and len(found[name]) < 2:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .entry import DTYPES, TensorEntry
 from .gguf_file import read_gguf_tensor
-from .scaled import SCALE, is_unpacked, main_dtype, split_scales
+from .scaled import SCALE, main_dtype, split_scales
 
 _Files = TypeVar("_Files", bound="WeightFiles")
 
@@ -53,9 +53,6 @@ class WeightFiles(Mapping[str, Tensor]):
         """What scaled weights come in where scales are kept; None where there are none."""
         self.main_dtype = main_dtype(weights.values(), is_scaled=bool(scales))
         """What most of the weights are when they are read."""
-        self.is_gguf = any(entry.offset is not None for entry in weights.values())
-        self.is_unpacked = is_unpacked(weights.values(), is_scaled=bool(scales))
-        """Whether reading computes most of the weights from what is stored."""
         self._scales: dict[str, TensorEntry] = scales
         if keep_scales and scales and all(scale.size == 1 for scale in scales.values()):
             self.scaled_dtype = main_dtype(weights[name] for name in scales)
@@ -64,6 +61,10 @@ class WeightFiles(Mapping[str, Tensor]):
                 name.removesuffix(".weight") + SCALE: scale._replace(shape=())
                 for name, scale in scales.items()
             }
+        is_gguf = any(entry.offset is not None for entry in weights.values())
+        self.is_unpacked = is_gguf or bool(self._scales)
+        """Whether weights are computed from what is stored. Such files keep their small tensors in
+        other dtypes, so read them all in one."""
         self._device = torch.device(device)
         self._open: dict[Path, Any] = {}
 

@@ -83,18 +83,12 @@ def _check_scale(path: Path, name: str, weight: TensorEntry, scale: TensorEntry)
         )
 
 
-def is_unpacked(weights: Iterable[TensorEntry], *, is_scaled: bool = False) -> bool:
-    """Whether most elements must be computed from what is stored: scaled fp8, quantised GGUF."""
-    packed, dtype = _most_common(weights)
-    return packed or (is_scaled and dtype in _FP8)
-
-
 def main_dtype(weights: Iterable[TensorEntry], *, is_scaled: bool = False) -> torch.dtype:
     """What most elements are when they are read: bf16 where they must be unpacked first."""
-    weights = list(weights)
-    if is_unpacked(weights, is_scaled=is_scaled):
+    packed, dtype = _most_common(weights)
+    if packed or (is_scaled and dtype in _FP8):
         return torch.bfloat16
-    return DTYPES.get(_most_common(weights)[1], torch.uint8)
+    return DTYPES.get(dtype, torch.uint8)
 
 
 def precision_name(weights: Iterable[TensorEntry], *, is_scaled: bool = False) -> str:

@@ -90,11 +90,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     keep_scales = takes_scales and has_scaled_layers()
     with WeightFiles(path, tensors, keep_scales=keep_scales) as files:
         # the host takes the dtype of a norm for that of the model, and GGUF keeps norms in fp32
-        dtype = files.main_dtype if files.is_gguf else None
+        dtype = files.main_dtype if files.is_unpacked else None
         state = {name: files.read(name, dtype) for name in files}
         if files.scaled_dtype is not None:
             state[_SCALED_MARK] = torch.zeros(0, dtype=files.scaled_dtype)
-        elif files.is_unpacked:
+        elif dtype is not None:
             logging.info("Kandinsky 5: %s is unpacked to %s.", path.name, files.main_dtype)
     return state
 
