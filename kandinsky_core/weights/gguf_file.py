@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, import_extra
+from ..errors import CheckpointError, MissingExtraError, import_extra
 from .entry import DTYPES, TensorEntry
 from .llama_names import rename_qwen
 
 ARCHITECTURE = "general.architecture"
 """Metadata entry: which model the file says it is."""
 
-_EXTRA = "gguf"  # package and pip extra
 _SHAPE_KEY = "comfy.gguf.orig_shape."
 _DEFAULT_ALIGNMENT = 32
 _SCALARS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}
@@ -110,7 +109,7 @@ def read_gguf_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]
         CheckpointError: The file is cut off, damaged, or of a type that cannot be read.
         MissingExtraError: The package gguf is not installed.
     """
-    gguf = import_extra(_EXTRA, _EXTRA)
+    gguf = _package(path)
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -162,20 +161,20 @@ def _read(
         raise _DamagedError(f"an alignment of {alignment!r}")
     start, end = -(-cursor.position // alignment) * alignment, 0
     tensors: dict[str, TensorEntry] = {}
+    kinds = {each.value: each for each in gguf.GGMLQuantizationType}
     for name, shape, kind, offset in listed:
-        if kind not in {each.value for each in gguf.GGMLQuantizationType}:
+        if kind not in kinds:
             raise CheckpointError(
                 f"{path} holds {name} in GGUF's type number {kind}, which the installed package "
                 "gguf does not know: update it (pip install -U gguf), or use another file."
             )
-        block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kinds[kind]]
         size = math.prod(shape)
         true_shape = values.get(_SHAPE_KEY + name) or shape
         if size % block or math.prod(true_shape) != size:
             raise _DamagedError(f"{name} has the impossible shape {true_shape}")
         end = max(end, start + offset + size // block * block_bytes)
-        dtype = gguf.GGMLQuantizationType(kind).name
-        tensors[name] = TensorEntry(dtype, tuple(true_shape), path, name, start + offset)
+        tensors[name] = TensorEntry(kinds[kind].name, tuple(true_shape), path, name, start + offset)
     return tensors, {k: v for k, v in values.items() if isinstance(v, str)}, end
 
 
@@ -193,7 +192,7 @@ def read_gguf_tensor(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
         CheckpointError: The package gguf cannot unpack this type.
         MissingExtraError: The package gguf is not installed.
     """
-    gguf = import_extra(_EXTRA, _EXTRA)
+    gguf = _package(entry.file)
     kind = gguf.GGMLQuantizationType[entry.dtype]
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     # copy-on-write: torch wants memory that it could write to, and nothing writes
@@ -222,3 +221,14 @@ def read_gguf_tensor(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
             "installed package gguf cannot unpack: use a file in one of Q2_K to Q8_0."
         ) from error
     return values.reshape(entry.shape)
+
+
+def _package(path: Path) -> Any:
+    try:
+        return import_extra("gguf", "gguf")
+    except MissingExtraError as error:
+        # pip knows an extra only where the core is installed, and ComfyUI takes it by path
+        raise MissingExtraError(
+            f"{path} is a GGUF file, and the package gguf, which reads those, cannot be imported "
+            f'({error.__cause__}): install it with pip install gguf, or as "kandinsky-core[gguf]".'
+        ) from error

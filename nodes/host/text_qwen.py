@@ -66,7 +66,9 @@ def read_qwen_clip(qwen_path: Path, clip_path: Path) -> QwenClipWeights:
     Raises:
         ValueError: A file is damaged or of another model.
     """
-    qwen, clip = (_read(path) for path in (qwen_path, clip_path))
+    takes_scales = "llama_scaled_fp8" in _parameters(comfy.text_encoders.qwen_image.te)
+    qwen = _read(qwen_path, keep_scales=takes_scales and has_scaled_layers())
+    clip = _read(clip_path)
     if "model.layers.0.self_attn.q_proj.weight" not in qwen or "model.norm.weight" not in qwen:
         raise ValueError(
             f"qwen_name: {qwen_path.name} is not a Qwen2.5-VL text encoder; use "
@@ -79,15 +81,13 @@ def read_qwen_clip(qwen_path: Path, clip_path: Path) -> QwenClipWeights:
     return QwenClipWeights(qwen, clip, qwen_path, clip_path)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors under ComfyUI's names; scaled fp8 stays where ComfyUI has the layers for it."""
+def _read(path: Path, *, keep_scales: bool = False) -> dict[str, Tensor]:
+    """Tensors under ComfyUI's names; scaled fp8 stays so only for layers that take it."""
     tensors = {
         _host_name(name): entry
         for name, entry in read_header(path, "text_encoder").tensors.items()
         if not name.startswith("lm_head.")
     }
-    takes_scales = "llama_scaled_fp8" in _parameters(comfy.text_encoders.qwen_image.te)
-    keep_scales = takes_scales and has_scaled_layers()
     with WeightFiles(path, tensors, keep_scales=keep_scales) as files:
         # the host takes the dtype of a norm for that of the model, and GGUF keeps norms in fp32
         dtype = files.main_dtype if files.is_unpacked else None
