@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_expand_command(commands)
 
     tell = commands.add_parser("identify", help="say what a weight file is and what it needs")
-    tell.add_argument("path", type=Path, help="a .safetensors file or a folder")
+    tell.add_argument("path", type=Path, help="a .safetensors or .gguf file, or a folder")
     tell.add_argument("--json", action="store_true", help="print JSON")
     tell.set_defaults(run=run_identify)
 

@@ -150,7 +150,7 @@ def checksum(info: CheckpointInfo) -> str:
         SHA-256 in hex: of the file, as download pages show it; of a model in several files, of
         the lines `name checksum` of each.
     """
-    from .checkpoint import weight_files
+    from .weights import weight_files
 
     files = weight_files(info.path, info.kind)
     size = sum(file.stat().st_size for file in files)

@@ -31,7 +31,7 @@ class LoadModel(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Loads a Kandinsky 5 transformer: nano, which comes with the pack, or a "
-                ".safetensors file from models/diffusion_models."
+                ".safetensors or .gguf file from models/diffusion_models."
             ),
             inputs=[
                 io.Combo.Input(
@@ -47,8 +47,11 @@ class LoadModel(io.ComfyNode):
                     options=list(host.WEIGHT_DTYPES),
                     default="default",
                     tooltip=(
-                        "Precision the weights are kept in. default chooses by graphics card; "
-                        "the fp8 types halve the memory of bf16 at some loss of quality."
+                        "Precision the weights are kept in. default chooses by graphics card and "
+                        "leaves fp8 files in fp8; the fp8 types halve the memory of bf16 at some "
+                        "loss of quality. GGUF files are unpacked to this type when they are "
+                        "loaded, and then take what it takes: in bf16 4 GB for Video Lite, 12 GB "
+                        "for the image models, 39 GB for Video Pro."
                     ),
                 ),
             ],
@@ -85,7 +88,8 @@ class LoadTextEncoders(io.ComfyNode):
                     options=host.choices("text_encoders", host.NANO),
                     tooltip=(
                         "Qwen2.5-VL 7B (e.g. qwen_2.5_vl_7b_fp8_scaled.safetensors) for the "
-                        "released models; nano's encoder for nano."
+                        "released models; nano's encoder for nano. A .gguf file is unpacked to "
+                        "bf16 (14 GB) and cannot see the image of an edit prompt."
                     ),
                 ),
                 io.Combo.Input(

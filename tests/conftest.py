@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tooling import comfyui, environment
@@ -84,3 +85,33 @@ def pack_log_lines(comfy_server) -> list[str]:
         for line in comfy_server.boot_log.splitlines()
         if re.search(rf"{comfyui.PACK}|kandinsky", line, re.IGNORECASE)
     ]
+
+
+@pytest.fixture(scope="session")
+def write_gguf():
+    """Write a GGUF file with the package gguf.
+
+    `write_gguf(path, arrays, "Q8_0", architecture=..., metadata={...})` quantises the matrices
+    whose rows divide into blocks and stores the rest as F32; arrays that are uint8 already are
+    taken for the bytes of quantised rows.
+    """
+    gguf = pytest.importorskip("gguf")
+
+    def write(path, arrays, kind="F16", *, architecture="kandinsky5", metadata=None):
+        writer = gguf.GGUFWriter(path, architecture)
+        for key, text in (metadata or {}).items():
+            writer.add_string(key, text)
+        for name, array in arrays.items():
+            data, as_kind = np.asarray(array), gguf.GGMLQuantizationType[kind]
+            if data.dtype != np.uint8:
+                fits = data.ndim > 1 and data.shape[-1] % gguf.GGML_QUANT_SIZES[as_kind][0] == 0
+                as_kind = as_kind if fits else gguf.GGMLQuantizationType.F32
+                data = gguf.quants.quantize(data.astype(np.float32), as_kind)
+            writer.add_tensor(name, data, raw_dtype=as_kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write

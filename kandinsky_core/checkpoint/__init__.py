@@ -1,6 +1,5 @@
 """Weight files: what they are, loading them, saving them."""
 
-from .header import read_header, weight_files
 from .identify import describe_metadata, identify
 from .info import NEEDS, CheckpointInfo
 from .load import (
@@ -45,9 +44,7 @@ __all__ = [
     "merge_loras",
     "name_layers",
     "open_checkpoint",
-    "read_header",
     "read_lora",
     "save_checkpoint",
     "save_lora",
-    "weight_files",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..models.vae_keys import VAELayout, detect_vae_layout
-from .header import Component
+from ..weights import Component
 
 
 class Family(NamedTuple):
@@ -25,17 +25,31 @@ class Family(NamedTuple):
     vae_layout: VAELayout | None = None
 
 
+_QWEN_TEXT = "qwen2.5-vl without vision"
+
 _KNOWN: tuple[tuple[Component, str, str], ...] = (
     ("transformer", "kandinsky5", "visual_transformer_blocks.0.cross_attention.to_key.weight"),
     ("text_encoder", "nano", "layers.0.feed_forward_in.weight"),
     ("text_encoder", "qwen2.5-vl", "visual.blocks.0.attn.qkv.weight"),
+    # GGUF files, and what is cut out of others; Llama's queries have no bias
+    ("text_encoder", _QWEN_TEXT, "model.layers.0.self_attn.q_proj.bias"),
+    ("text_encoder", _QWEN_TEXT, "language_model.layers.0.self_attn.q_proj.bias"),
     ("text_encoder", "clip", "text_model.encoder.layers.0.self_attn.q_proj.weight"),
 )
 
+_KANDINSKY_6 = "a Kandinsky 6 transformer"
 _WAN_VAE = "a Wan VAE"
 
 # (what it is, signatures of its layouts); the first that matches decides
 _FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        _KANDINSKY_6,
+        (
+            # of the model of video and sound, in both of its layouts, and of its upscaler
+            "video_pooled_text_embeddings.in_layer.weight",
+            "time_embeddings.timestep_embedder.linear_1.weight",
+        ),
+    ),
     ("a Wan transformer", ("blocks.0.cross_attn.q.weight", "condition_embedder.time_proj.weight")),
     (
         "a HunyuanVideo transformer",
@@ -66,6 +80,8 @@ _FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("decoder.middle.0.residual.0.gamma", "decoder.mid_block.resnets.0.norm1.gamma"),
     ),
     ("a T5 text encoder", ("encoder.block.0.layer.0.SelfAttention.q.weight",)),
+    ("the vision part (mmproj) of a language model", ("v.patch_embd.weight",)),
+    ("a language model other than Qwen2.5-VL", ("token_embd.weight",)),
 )
 
 _LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lokr_w1", ".hada_w1_a")
@@ -74,15 +90,18 @@ _LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lokr_w1", "
 def find_known(names: Iterable[str]) -> list[Family]:
     """The parts of ours that the names hold, transformers first."""
     names = list(names)
+    foreign = find_foreign(names)
     found = []
     for component, family, signature in _KNOWN:
+        if component == "transformer" and foreign == _KANDINSKY_6:
+            continue  # the upscaler's blocks are named as ours
         candidates = {_prefix(name, signature) for name in names}
         prefixes = [prefix for prefix in candidates if prefix is not None]
         if prefixes:
             # a network may hold another's names deeper down
             found.append(Family(component, family, min(prefixes, key=len)))
     # Wan's VAE has FLUX's names and some more
-    layout = detect_vae_layout(names) if find_foreign(names) != _WAN_VAE else None
+    layout = detect_vae_layout(names) if foreign != _WAN_VAE else None
     if layout:
         vae = Family("vae", f"{layout.kind} VAE", layout.prefix, layout)
         found.insert(int(bool(found) and found[0].component == "transformer"), vae)

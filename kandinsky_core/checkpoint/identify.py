@@ -8,13 +8,11 @@ from a Diffusers config.json, else from a default; `CheckpointInfo.sources` says
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
-
-import torch
 
 from ..config import METADATA_KEY, DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
 from ..errors import CheckpointError
@@ -28,8 +26,17 @@ from ..settings import (
     find_settings,
 )
 from ..variants import VAES
+from ..weights import (
+    ARCHITECTURE,
+    Component,
+    Header,
+    TensorEntry,
+    main_dtype,
+    precision_name,
+    read_header,
+    split_scales,
+)
 from .families import Family, find_foreign, find_known, is_lora
-from .header import DTYPES, Component, Header, TensorEntry, read_header
 from .infer import dit_config, matching_variant, vae_mismatch
 from .info import CheckpointInfo, Config, facts_in_name
 
@@ -40,6 +47,7 @@ _CLOSEST_VARIANT = {
     "i2i": "image_edit",
 }
 _NAMES_SEARCHED = 5  # in a download cache: file, transformer, revision, snapshots, model
+_SUFFIX = re.compile(r"\.(?:safetensors|gguf)")
 _Config = TypeVar("_Config", DiTConfig, VideoVAEConfig, ImageVAEConfig, NanoTextConfig)
 
 
@@ -47,7 +55,7 @@ def identify(path: str | Path, *, component: Component | None = None) -> Checkpo
     """Identify a checkpoint from its header.
 
     Args:
-        path: A .safetensors file, an index of shards, or a folder (Diffusers' too).
+        path: A .safetensors or .gguf file, an index of shards, or a folder (Diffusers' too).
         component: The part wanted, where the file or folder holds several; None prefers the
             transformer.
 
@@ -56,10 +64,11 @@ def identify(path: str | Path, *, component: Component | None = None) -> Checkpo
 
     Raises:
         CheckpointError: The file is missing, damaged, of another format, or of another model.
+        MissingExtraError: It is a GGUF file, and the package gguf is not installed.
     """
     header = read_header(path, component or "transformer")
     family = _find_family(header, component)
-    tensors = strip_prefix(header.tensors, family.prefix)
+    tensors, scales = split_scales(header.path, strip_prefix(header.tensors, family.prefix))
     described = _our_metadata(header)
 
     variant, config, sources = _dimensions(header, family, tensors, described)
@@ -75,7 +84,8 @@ def identify(path: str | Path, *, component: Component | None = None) -> Checkpo
         config=config,
         release=release,
         settings=settings,
-        dtype=_main_dtype(tensors),
+        dtype=main_dtype(tensors.values(), is_scaled=bool(scales)),
+        precision=precision_name(tensors.values(), is_scaled=bool(scales)),
         num_parameters=sum(entry.size for entry in tensors.values()),
         family=family,
         header=header,
@@ -120,8 +130,10 @@ def _find_family(header: Header, component: Component | None) -> Family:
             return family
     # a file of another model may hold a VAE that looks like ours: the model decides
     if foreign := find_foreign(names):
+        architecture = header.metadata.get(ARCHITECTURE)
+        said = f" (GGUF architecture {architecture!r})" if architecture else ""
         raise CheckpointError(
-            f"{path} is {foreign}: expected a Kandinsky 5 {wanted.replace('_', ' ')}."
+            f"{path} is {foreign}{said}: expected a Kandinsky 5 {wanted.replace('_', ' ')}."
         )
     if known and component is None:
         return known[0]
@@ -290,7 +302,7 @@ def _release(
 def _names(path: Path) -> list[str]:
     """Names that may speak of a checkpoint, nearest first: its own, then folders named for us."""
     path = path.absolute()
-    own = path.name if path.is_dir() else path.name.split(".safetensors")[0]
+    own = path.name if path.is_dir() else _SUFFIX.split(path.name)[0]
     above = [parent.name for parent in list(path.parents)[: _NAMES_SEARCHED - 1]]
     return [own, *(name for name in above if "kandinsky" in name.lower())]
 
@@ -314,10 +326,3 @@ def _facts_in_diffusers_config(path: Path, variant: str) -> dict[str, Any]:
             ):
                 return {"seconds": release.seconds}
     return {}
-
-
-def _main_dtype(tensors: Mapping[str, TensorEntry]) -> torch.dtype:
-    sizes: Counter[str] = Counter()
-    for entry in tensors.values():
-        sizes[entry.dtype] += entry.size
-    return DTYPES.get(sizes.most_common(1)[0][0], torch.uint8)

@@ -12,8 +12,8 @@ import torch
 
 from ..config import DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
 from ..settings import RELEASES, Release, SamplingSettings, Stage, Task
+from ..weights import Component, Header
 from .families import Family
-from .header import Component, Header
 
 Config = DiTConfig | VideoVAEConfig | ImageVAEConfig | NanoTextConfig
 
@@ -44,9 +44,11 @@ class CheckpointInfo:
     settings: SamplingSettings | None
     """How to sample with a transformer."""
     dtype: torch.dtype
-    """What most of the weights are stored in."""
+    """What most of the weights are read as."""
+    precision: str
+    """How most of them are stored, e.g. "bfloat16", "fp8 scaled (float8_e4m3fn)", "GGUF Q4_K"."""
     num_parameters: int
-    """Elements of all tensors under the prefix."""
+    """Elements of all weights under the prefix."""
     family: Family
     """Names of the tensors: their prefix, and a VAE's layout."""
     header: Header = field(repr=False)
@@ -101,6 +103,7 @@ class CheckpointInfo:
             "layout": self.layout,
             "prefix": self.prefix,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "precision": self.precision,
             "num_parameters": self.num_parameters,
             "task": self.task,
             "seconds": self.seconds,
@@ -115,11 +118,11 @@ class CheckpointInfo:
         count, unit = self.num_parameters / 1e9, "billion"
         if count < 0.1:
             count, unit = count * 1000, "million"
-        dtype, kind = str(self.dtype).removeprefix("torch."), self.kind.replace("_", " ")
+        kind = self.kind.replace("_", " ")
         naming = f"{self.layout} names" + (f" under {self.prefix!r}" if self.prefix else "")
         lines = [
             str(self.path),
-            f"  {self.variant} {kind}, {count:.3g} {unit} parameters in {dtype}, {naming}",
+            f"  {self.variant} {kind}, {count:.3g} {unit} parameters in {self.precision}, {naming}",
         ]
         for name in ("task", "seconds", "stage"):
             if getattr(self, name) is not None:

@@ -2,18 +2,16 @@
 
 The network is built on the meta device, and each tensor of the file is put in its place as it
 is read. On the CPU in the file's own dtype the weights are the file itself, memory-mapped; with
-a dtype or a device there is one copy, made tensor by tensor.
+a dtype or a device there is one copy, made tensor by tensor. Scaled fp8 and GGUF are unpacked so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..config import DiTConfig, ImageVAEConfig, VideoVAEConfig
@@ -21,7 +19,7 @@ from ..errors import CheckpointError
 from ..models import CrossDiT, ImageVAE, TorchOps, VideoVAE
 from ..models.vae_keys import to_diffusers_key, to_diffusers_shape
 from ..text import NanoTextEncoder, load_nano_text_encoder
-from .header import DTYPES, Component, TensorEntry
+from ..weights import Component, WeightFiles
 from .identify import identify, strip_prefix
 from .info import CheckpointInfo
 
@@ -29,60 +27,26 @@ _Network = TypeVar("_Network", bound=nn.Module)
 Shape = tuple[int, ...]
 
 
-class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a file or of several shards, read when they are asked for.
+class Checkpoint(WeightFiles):
+    """The weights of one part of a model by name without the file's prefix, and what it is."""
 
-    Names are without the file's prefix. On the CPU a tensor is a view of the memory-mapped file.
-    """
-
-    def __init__(self, info: CheckpointInfo, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        info: CheckpointInfo,
+        device: torch.device | str = "cpu",
+        *,
+        keep_scales: bool = False,
+    ) -> None:
         """Take what `identify` found; no file is opened yet.
 
         Args:
             info: What the checkpoint is.
             device: Where tensors are put.
+            keep_scales: See `WeightFiles`.
         """
+        tensors = strip_prefix(info.header.tensors, info.prefix)
+        super().__init__(info.path, tensors, device=device, keep_scales=keep_scales)
         self.info = info
-        self.entries: dict[str, TensorEntry] = strip_prefix(info.header.tensors, info.prefix)
-        self._device = str(device)
-        self._open: dict[Path, Any] = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        entry = self.entries[name]
-        if entry.dtype not in DTYPES:
-            raise CheckpointError(
-                f"{entry.file} holds {name} in the format {entry.dtype}, which is not supported: "
-                "use a file in bf16, fp16, fp32 or fp8."
-            )
-        try:
-            if entry.file not in self._open:
-                self._open[entry.file] = safe_open(entry.file, "pt", device=self._device)
-            return self._open[entry.file].get_tensor(self.info.prefix + name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{entry.file} cannot be read at {name} ({error}): download it again."
-            ) from error
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the files; tensors already read stay valid."""
-        self._open.clear()
 
 
 def open_checkpoint(
@@ -90,13 +54,15 @@ def open_checkpoint(
     *,
     component: Component | None = None,
     device: torch.device | str = "cpu",
+    keep_scales: bool = False,
 ) -> Checkpoint:
     """Identify a checkpoint and give its tensors by name.
 
     Args:
-        path: A .safetensors file, an index of shards, or a folder (Diffusers' too).
+        path: A .safetensors or .gguf file, an index of shards, or a folder (Diffusers' too).
         component: The part wanted, where there are several.
         device: Where tensors are put.
+        keep_scales: See `WeightFiles`.
 
     Returns:
         A mapping from names without prefix to tensors, with the findings in `info`.
@@ -104,7 +70,8 @@ def open_checkpoint(
     Raises:
         CheckpointError: See `identify`.
     """
-    return Checkpoint(identify(path, component=component), device)
+    info = identify(path, component=component)
+    return Checkpoint(info, device, keep_scales=keep_scales)
 
 
 def load_transformer(
@@ -117,8 +84,9 @@ def load_transformer(
     """Load a transformer for inference.
 
     Args:
-        path: A .safetensors file, an index of shards, or a folder (Diffusers' too).
-        dtype: Storage dtype of the weights; None keeps the file's.
+        path: A .safetensors or .gguf file, an index of shards, or a folder (Diffusers' too).
+        dtype: Storage dtype of the weights; None keeps the file's (one for
+            all of GGUF and scaled fp8: bf16 unless GGUF is not quantised).
         device: Where the weights go; "meta" checks names and shapes and reads nothing.
         ops: Layer factory, see `models/ops.py`.
 
@@ -217,9 +185,10 @@ def assign_weights(
     """Give a network built on the meta device the tensors of a checkpoint.
 
     Args:
-        network: Built on the meta device.
+        network: Built on the meta device; parameters that are elsewhere may be missing.
         checkpoint: Its tensors.
-        dtype: Storage dtype of floating tensors; None keeps the checkpoint's.
+        dtype: Storage dtype of floating tensors; None keeps the checkpoint's. Of an 8-bit dtype
+            vectors are kept in bf16.
         device: Where tensors go.
         convert: Name and shape in the checkpoint -> name and shape in the network.
 
@@ -229,18 +198,24 @@ def assign_weights(
     Raises:
         CheckpointError: Names or shapes are not exactly the network's.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found: dict[str, Shape] = {}
+    state = network.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    found: dict[str, Shape] = {n: expected[n] for n, tensor in state.items() if not tensor.is_meta}
     sources: dict[str, str] = {}
     for source, entry in checkpoint.entries.items():
         name, found_shape = convert(source, entry.shape)
         found[name], sources[name] = found_shape, source
     check_names_and_shapes(checkpoint.info.path, expected, found)
     if torch.device(device).type != "meta":
+        if dtype is None and checkpoint.is_unpacked:
+            dtype = checkpoint.main_dtype  # the network computes in the dtype of its first layer
         for name, source in sources.items():
-            tensor = checkpoint[source].reshape(found[name])
-            tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
-            _assign(network, name, tensor)
+            wanted = dtype
+            if dtype is not None and dtype.itemsize == 1 and len(found[name]) < 2:
+                # norms and biases are few and suffer most from 8 bits
+                wanted = torch.bfloat16
+            tensor = checkpoint.read(source, wanted).reshape(found[name])
+            _assign(network, name, tensor.to(device))
         left = [name for name, tensor in network.named_buffers() if tensor.is_meta]
         assert not left, f"buffers that no file holds must be made in forward: {left}"
     return network.eval().requires_grad_(False)
@@ -275,14 +250,9 @@ def check_names_and_shapes(
     ]
     if not faults:
         return
-    scaled = any(name.endswith((".scale_weight", ".weight_scale")) for name in unexpected)
-    todo = (
-        "a scaled fp8 file is not supported here, use a bf16 one"
-        if scaled
-        else "download the file again, or use one in an unmodified layout"
-    )
     raise CheckpointError(
-        f"{path} does not fit its network of {len(expected)} tensors: {'; '.join(faults)}; {todo}."
+        f"{path} does not fit its network of {len(expected)} tensors: {'; '.join(faults)}; "
+        "download the file again, or use one in an unmodified layout."
     )
 
 

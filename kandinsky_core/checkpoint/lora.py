@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .header import DTYPES, Header, read_header
+from ..weights import WeightFiles, read_header
 from .lora_names import Role, Style, other_adapter, parse_name
 from .lora_scale import AlphaRule, read_alpha_rule
 
@@ -117,7 +116,9 @@ def read_lora(path: str | Path) -> Lora:
             f"{', '.join(sorted(header.tensors)[:2])}; give the LoRA's own file."
         )
 
-    tensors = _read(header, {name for roles in parts.values() for name in roles.values()})
+    names = [name for roles in parts.values() for name in roles.values()]
+    with WeightFiles(header.path, {name: header.tensors[name] for name in names}) as files:
+        tensors = dict(files)
     file = next(iter(header.tensors.values())).file
     has_alphas = all("alpha" in roles for roles in parts.values())
     rule = AlphaRule() if has_alphas else read_alpha_rule(file, header.metadata)
@@ -175,24 +176,3 @@ def _pair(path: Path, module: str, tensors: Mapping[Role, Tensor], rule: AlphaRu
             f"{path} cannot be scaled by {rule.source}: {error}; it belongs to another LoRA, "
             "put it elsewhere."
         ) from error
-
-
-def _read(header: Header, names: set[str]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    try:
-        for name in names:
-            entry = header.tensors[name]
-            if entry.dtype not in DTYPES:
-                raise CheckpointError(
-                    f"{entry.file} holds {name} in the format {entry.dtype}, which is not "
-                    "supported: use a file in bf16, fp16 or fp32."
-                )
-        for file in {header.tensors[name].file for name in names}:
-            with safe_open(file, "pt") as opened:
-                held = names.intersection(opened.keys())
-                tensors |= {name: opened.get_tensor(name) for name in held}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{header.path} cannot be read ({error}): download it again."
-        ) from error
-    return tensors

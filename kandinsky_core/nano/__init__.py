@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..checkpoint.header import Component
 from ..errors import CheckpointError
+from ..weights import Component
 
 
 def nano_path(component: Component) -> Path:

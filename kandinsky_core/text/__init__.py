@@ -21,8 +21,8 @@ from .nano import (
     save_nano_text_encoder,
 )
 from .protocol import Task, TextConditioning, TextEncoder
-from .qwen_clip import CLIP_LENGTH, QwenClipTextEncoder, halve_images
-from .qwen_clip_load import language_head, load_qwen_clip, load_qwen_clip_folder
+from .qwen_clip import CLIP_LENGTH, NO_VISION, QwenClipTextEncoder, halve_images
+from .qwen_clip_load import load_qwen_clip, load_qwen_clip_folder, read_language_head
 from .templates import (
     END_TAG,
     IMAGE_TAGS,
@@ -49,6 +49,7 @@ __all__ = [
     "IMAGE_TAGS",
     "LANGUAGES",
     "MAX_TEMPERATURE",
+    "NO_VISION",
     "TASK_TEMPLATES",
     "TEMPLATES",
     "VIDEO_NEGATIVE_PROMPT",
@@ -68,10 +69,10 @@ __all__ = [
     "expand_prompt",
     "fit_for_qwen",
     "halve_images",
-    "language_head",
     "load_nano_text_encoder",
     "load_qwen_clip",
     "load_qwen_clip_folder",
+    "read_language_head",
     "save_nano_text_encoder",
     "stop_ids",
     "write_with_transformers",

@@ -26,6 +26,12 @@ from .writing import CannotWriteError, TokenChooser, Written, write_with_transfo
 
 CLIP_LENGTH = 77
 """Tokens that CLIP reads: the prompt, cut or padded."""
+NO_VISION = (
+    "an edit prompt is encoded together with its source image, and this Qwen2.5-VL was loaded from "
+    "a file without the vision tower (GGUF keeps it in a separate mmproj file, which is not read); "
+    "load Qwen2.5-VL from a .safetensors file for image editing"
+)
+"""What a user reads who edits with a text encoder that cannot see."""
 
 
 class QwenClipTextEncoder(nn.Module):
@@ -152,6 +158,8 @@ class QwenClipTextEncoder(nn.Module):
         image_inputs: dict[str, Tensor] = {}
         image_tokens = None
         if TASK_TEMPLATES[task] == "edit":
+            if getattr(qwen, "visual", None) is None:
+                raise ValueError(NO_VISION)
             image_inputs, image_tokens = _look_at(self._halves(prompts, images))
         ids, mask = self.tokenize(prompts, task, image_tokens)
         return self._forward_inputs(qwen, ids, mask, image_inputs)

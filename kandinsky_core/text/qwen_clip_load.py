@@ -1,4 +1,4 @@
-"""Builds the large text encoders from .safetensors files or from folders in Hugging Face layout.
+"""Builds the large text encoders from weight files or from folders in Hugging Face layout.
 
 Weight files are told apart by their tensors' names alone, whichever program wrote them: the
 prefixes that differ between versions of transformers, Diffusers folders and ComfyUI's single files
@@ -8,16 +8,16 @@ are taken off on both sides before the names are compared.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, import_extra
+from ..weights import WeightFiles, read_header
 from .qwen_clip import QwenClipTextEncoder
 from .writing import CannotWriteError
 
@@ -61,9 +61,8 @@ CLIP_L_CONFIG: dict[str, Any] = {
 
 _PREFIXES = re.compile(r"^(?:(?:model|language_model|text_model|transformer|clip_l)\.)+")
 _HEAD = "lm_head."
-_UNUSED = re.compile(r"lm_head\.|logit_scale$|text_projection|position_ids$|inv_freq$|scaled_fp8$")
-_SCALES = (".scale_weight", ".weight_scale")
-_QUANTISATION = (*_SCALES, ".scale_input", ".input_scale", ".comfy_quant")
+_UNUSED = re.compile(r"lm_head\.|logit_scale$|text_projection|position_ids$|inv_freq$")
+_VISION = "visual."
 
 
 def load_qwen_clip(
@@ -81,12 +80,14 @@ def load_qwen_clip(
     """Loads Qwen2.5-VL and CLIP.
 
     Args:
-        qwen_path: A .safetensors file, or a folder with one or several and a config.json.
+        qwen_path: A .safetensors or .gguf file, or a folder with one or several and a
+            config.json. Without weights of the vision tower, as in every .gguf file, edit prompts
+            are refused.
         clip_path: The same for CLIP.
         qwen_tokenizer: Folder with Qwen's tokenizer files.
         clip_tokenizer: Folder with CLIP's tokenizer files.
-        dtype: Of the weights; None keeps the files' (bf16 where they are in fp8).
-        device: Where to encode.
+        dtype: Of the weights; None keeps the files' (bf16 where they are in fp8 or GGUF).
+        device: Where to encode; "meta" checks names and shapes and reads nothing.
         offload: Whether each model is on `device` only while it encodes.
         qwen_config: Its dimensions where there is no config.json; None is the 7B model.
         clip_config: Its dimensions where there is no config.json; None is ViT-L/14.
@@ -96,9 +97,10 @@ def load_qwen_clip(
 
     Raises:
         CheckpointError: if a file is missing, damaged, or of another model.
-        MissingExtraError: if transformers is not installed.
+        MissingExtraError: if transformers is not installed, or gguf where a file needs it.
     """
     transformers = import_extra("transformers", "text")
+    on_meta = device is not None and torch.device(device).type == "meta"
     return QwenClipTextEncoder(
         _load_model(
             transformers.Qwen2_5_VLModel,
@@ -106,6 +108,7 @@ def load_qwen_clip(
             Path(qwen_path),
             qwen_config or QWEN_7B_CONFIG,
             dtype,
+            on_meta,
         ),
         _load_tokenizer(transformers, Path(qwen_tokenizer)),
         _load_model(
@@ -114,6 +117,7 @@ def load_qwen_clip(
             Path(clip_path),
             clip_config or CLIP_L_CONFIG,
             dtype,
+            on_meta,
         ),
         _load_tokenizer(transformers, Path(clip_tokenizer)),
         device=device,
@@ -126,8 +130,8 @@ def read_language_head(path: str | Path, dtype: torch.dtype | None = None) -> Te
     """Reads the layer that turns Qwen's states into words, which encoding does not need.
 
     Args:
-        path: A .safetensors file of Qwen2.5-VL, or a folder with one or several.
-        dtype: Of the result; None keeps the file's (bf16 where it is in fp8).
+        path: Weights of Qwen2.5-VL: a file, or a folder with one or several.
+        dtype: Of the result; None keeps the file's (bf16 where it is in 8 bits or fewer).
 
     Returns:
         Weight (vocabulary, width).
@@ -136,38 +140,19 @@ def read_language_head(path: str | Path, dtype: torch.dtype | None = None) -> Te
         CannotWriteError: if the file was saved without that layer.
     """
     path = Path(path)
-    parts: dict[str, Tensor] = {}
-    for file in _weight_files(path):
-        with safe_open(file, framework="pt") as opened:
-            names = [name for name in opened.keys() if _HEAD in name]  # noqa: SIM118
-            parts |= {name: opened.get_tensor(name) for name in names}
-    return language_head(parts, path, dtype)
-
-
-def language_head(
-    parts: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Makes the language head's weight of what a file holds of it.
-
-    Args:
-        parts: Its tensors by name: lm_head.weight and, in fp8, a scale.
-        path: Where they are from.
-        dtype: Of the result; None keeps theirs (bf16 where they are in fp8).
-
-    Returns:
-        Weight (vocabulary, width).
-
-    Raises:
-        CannotWriteError: if the weight is not there.
-    """
-    own = {_HEAD + name.split(_HEAD, 1)[1]: tensor for name, tensor in parts.items()}
-    state = _unscaled(own, dtype)
-    if _HEAD + "weight" not in state:
+    tensors = {
+        _HEAD + name.split(_HEAD, 1)[1]: entry
+        for name, entry in read_header(path, "text_encoder").tensors.items()
+        if _HEAD in name
+    }
+    if _HEAD + "weight" not in tensors:
         raise CannotWriteError(
             f"{path.name} holds no lm_head.weight, the layer with which Qwen2.5-VL writes (use a "
             "file of the whole model)"
         )
-    return state[_HEAD + "weight"]
+    with WeightFiles(path, tensors) as files:
+        head = files.read(_HEAD + "weight", dtype)
+    return head.bfloat16() if head.dtype.itemsize == 1 else head
 
 
 def load_qwen_clip_folder(
@@ -212,66 +197,54 @@ def _load_model(
     path: Path,
     default_config: dict[str, Any],
     dtype: torch.dtype | None,
+    on_meta: bool,
 ) -> nn.Module:
     """Builds a model of transformers from a weight file or folder."""
-    files = _weight_files(path)
+    header = read_header(path, "text_encoder")
+    tensors = {
+        _PREFIXES.sub("", name): entry
+        for name, entry in header.tensors.items()
+        if not _UNUSED.search(name)
+    }
     has_config = path.is_dir() and (path / "config.json").is_file()
     config = config_class.from_pretrained(path) if has_config else config_class(**default_config)
+    sees = any(name.startswith(_VISION) for name in tensors)
+    if hasattr(config, "vision_config") and not sees:
+        config.vision_config.depth = 0
     with torch.device("meta"):
-        expected = {name: tuple(t.shape) for name, t in model_class(config).named_parameters()}
-    state = _read_tensors(files, dtype)
+        model = model_class(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    unseen: dict[str, tuple[int, ...]] = {}
+    if not sees:
+        unseen = {name: expected.pop(name) for name in [*expected] if name.startswith(_VISION)}
     names = {_PREFIXES.sub("", name): name for name in expected}
-    state = {names.get(core, core): tensor for core, tensor in state.items()}
-    _check(path, model_class.__name__, expected, state)
+    with WeightFiles(path, tensors) as files:
+        found = {names.get(core, core): entry.shape for core, entry in files.entries.items()}
+        _check(path, model_class.__name__, expected, found)
+        if on_meta:
+            return model
+        if dtype is None:
+            dtype = torch.bfloat16 if files.main_dtype.itemsize == 1 else files.main_dtype
+        state = {names[core]: files.read(core, dtype) for core in files}
+    # what is left of a tower without blocks; it is dropped below, and must not be drawn at random
+    state |= {name: torch.zeros(shape, dtype=dtype) for name, shape in unseen.items()}
     # From a state dict transformers assigns the tensors instead of copying them and fills in the
     # buffers that no file holds.
-    dtype = dtype or max(state.values(), key=Tensor.numel).dtype
-    return model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
-
-
-def _weight_files(path: Path) -> list[Path]:
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise CheckpointError(
-            f"no .safetensors file at {path}; give a weight file or a folder that holds them"
-        )
-    return files
-
-
-def _read_tensors(files: Iterable[Path], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Reads tensors by name without prefix, undoing fp8 scaling; drops what no encoder uses."""
-    raw: dict[str, Tensor] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  not a mapping
-                    if not _UNUSED.search(name):
-                        raw[_PREFIXES.sub("", name)] = file.get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    return _unscaled(raw, dtype)
-
-
-def _unscaled(raw: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Undoes fp8 scaling and drops what belongs to it."""
-    state: dict[str, Tensor] = {}
-    for name, tensor in raw.items():
-        if name.endswith(_QUANTISATION):
-            continue
-        if tensor.dtype.itemsize == 1:
-            layer = name.removesuffix(".weight")
-            scale = next((raw[layer + s] for s in _SCALES if layer + s in raw), torch.ones(()))
-            tensor = (tensor.float() * scale.float()).to(dtype or torch.bfloat16)
-        state[name] = tensor if dtype is None else tensor.to(dtype)
-    return state
+    model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    if unseen:
+        model.visual = None
+    return model
 
 
 def _check(
-    path: Path, model: str, expected: dict[str, tuple[int, ...]], state: dict[str, Tensor]
+    path: Path,
+    model: str,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Raises unless the tensors are the model's, in one sentence."""
-    missing = sorted(expected.keys() - state.keys())
-    unexpected = sorted(state.keys() - expected.keys())
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
     if missing or unexpected:
         problems = [
             f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -283,8 +256,8 @@ def _check(
             "give the file of the right text encoder"
         )
     for name, shape in expected.items():
-        if tuple(state[name].shape) != shape:
+        if found[name] != shape:
             raise CheckpointError(
-                f"{path} is a {model} of another size: {name} has shape "
-                f"{tuple(state[name].shape)}, expected {shape}"
+                f"{path} is a {model} of another size: {name} has shape {found[name]}, "
+                f"expected {shape}"
             )

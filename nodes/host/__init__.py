@@ -17,10 +17,8 @@ from .inputs import fingerprint_input, input_texts, read_input_text
 from .latents import SPACE, pixel_size
 from .lora import with_lora, with_triggers
 from .model import (
-    WEIGHT_DTYPES,
     check_size,
     is_kandinsky,
-    load_model,
     makes_images_only,
     model_info,
     settings_for,
@@ -28,6 +26,7 @@ from .model import (
     to_model_space,
     to_vae_space,
 )
+from .model_load import WEIGHT_DTYPES, load_model
 from .run import set_conditioning, show_text
 from .sampling import sample_latents, sampling_shift
 from .text import TASKS, encode_text, load_text_encoders

@@ -27,7 +27,7 @@ from ...kandinsky_core.text import (
     Task,
     TokenChooser,
     Written,
-    language_head,
+    read_language_head,
     stop_ids,
 )
 from ...kandinsky_core.text import expand_prompt as expand_with
@@ -93,12 +93,12 @@ class QwenWriter:
     ) -> Written:
         """Continue a chat; see the core's `Writer.write`."""
         model, tokenizer = self._clip.cond_stage_model, self._clip.tokenizer
-        if image is not None and not model.can_see:
+        if image is not None and not model.sees:
             raise CannotWriteError(
                 f"{model.qwen_path.name} holds no vision tower, with which Qwen2.5-VL looks at "
                 "the image (disconnect the image, or use a file of the whole model)"
             )
-        head = LanguageHead(language_head(model.head, model.qwen_path))
+        head = LanguageHead(read_language_head(model.qwen_path))
         own = self._clip.patcher
         patcher = ModelPatcher(head, load_device=own.load_device, offload_device=own.offload_device)
         comfy.model_management.load_models_gpu([own, patcher])

@@ -17,15 +17,17 @@ NANO = "nano (bundled)"
 
 
 _PLAIN_NAME = re.compile(r"\w[\w .-]{0,99}(?<![ .])")
-_SHARD_NAME = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
+_SHARD_NAME = re.compile(r".+-\d{5}-of-\d{5}\.(?:safetensors|gguf)")
 
 
 def choices(folder: Folder, *first: str) -> list[str]:
-    """Entries of a loader's list: `first`, then every file ComfyUI knows in that folder.
+    """Entries of a loader's list: `first`, then every file ComfyUI knows in that folder, and GGUF.
 
     Shards of one model are one entry, the folder that holds them.
     """
     names = folder_paths.get_filename_list(folder)
+    if folder != "vae":
+        names = [*names, *_gguf_names(folder)]
     return [*first, *dict.fromkeys(_folder_of_shards(name) or name for name in names)]
 
 
@@ -95,6 +97,15 @@ def ratios_path(name: str, input_id: str, *, create: bool = False) -> Path:
 
 def _ratios_folder() -> Path:
     return Path(folder_paths.models_dir) / "kandinsky5"
+
+
+def _gguf_names(folder: Folder) -> list[str]:
+    """Files that ComfyUI leaves out of its lists because its own loaders cannot read them."""
+    names: set[str] = set()
+    for root in folder_paths.get_folder_paths(folder):
+        files, _folders = folder_paths.recursive_search(root, excluded_dir_names=[".git"])
+        names.update(folder_paths.filter_files_extensions(files, {".gguf"}))
+    return sorted(names)
 
 
 def _folder_of_shards(name: str) -> str | None:

@@ -7,7 +7,6 @@ Letters: B batch, C channels, T H W latent grid, L text tokens.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import comfy.conds
@@ -22,7 +21,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...kandinsky_core.attention import Attend, Nabla
-from ...kandinsky_core.checkpoint import CheckpointInfo, assign_weights, open_checkpoint
+from ...kandinsky_core.checkpoint import CheckpointInfo
 from ...kandinsky_core.config import DiTConfig
 from ...kandinsky_core.flow import VisualCondition
 from ...kandinsky_core.models import AroundBlock, AroundBlocks, CrossDiT
@@ -31,20 +30,10 @@ from .attention import chosen_attention
 from .caching import around_blocks
 from .chosen import chosen_rope_scale
 from .conditions import visual_conditions
-from .latents import LatentSpace, pixel_size, space_of_transformer
+from .latents import LatentSpace, pixel_size
 from .patches import around_block, shows_ends
 from .prompt import TEXT_MARK, name_foreign_text
 from .sampling import FlowSampling
-
-WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
-    "default": None,
-    "fp8_e4m3fn": torch.float8_e4m3fn,
-    "fp8_e5m2": torch.float8_e5m2,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-}
-"""Choices of the loader -> dtype the weights are stored in; None leaves it to ComfyUI."""
 
 TIME_SCALE = 1000.0
 """ComfyUI hands over 1000 t."""
@@ -266,47 +255,8 @@ class Kandinsky5(comfy.model_base.BaseModel):
         return tokens * (widest + 3 * 4 * config.model_dim)
 
 
-def load_model(path: Path, weight_dtype: str = "default") -> ModelPatcher:
-    """Make a MODEL from a checkpoint.
-
-    Args:
-        path: File or folder of weights.
-        weight_dtype: Key of `WEIGHT_DTYPES`.
-
-    Returns:
-        A ModelPatcher whose `.model` is a `Kandinsky5`.
-
-    Raises:
-        CheckpointError: The file is damaged or of another model.
-    """
-    checkpoint = open_checkpoint(path, component="transformer")
-    info = checkpoint.info
-    device = comfy.model_management.get_torch_device()
-    offload_device = comfy.model_management.unet_offload_device()
-    dtype = WEIGHT_DTYPES[weight_dtype] or comfy.model_management.unet_dtype(
-        model_params=info.num_parameters,
-        supported_dtypes=ModelConfig.supported_inference_dtypes,
-        weight_dtype=info.dtype,
-    )
-    space = space_of_transformer(info)
-    config = ModelConfig(info, space)
-    config.set_inference_dtype(
-        dtype,
-        comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes),
-    )
-    model = Kandinsky5(config, info, space)
-    with checkpoint:
-        assign_weights(model.diffusion_model, checkpoint)
-    # one-dimensional weights (norms, biases) are few and suffer most from 8 bits
-    small = torch.bfloat16 if dtype.itemsize == 1 else dtype
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype if parameter.ndim > 1 else small)
-    model.device = offload_device
-    return ModelPatcher(model, load_device=device, offload_device=offload_device)
-
-
 def is_kandinsky(model: ModelPatcher) -> bool:
-    """Whether a MODEL was made by `load_model`."""
+    """Whether a MODEL was made by Load Model (Kandinsky 5)."""
     return isinstance(model.model, Kandinsky5)
 
 

@@ -7,6 +7,7 @@ norm, as the transformers were trained, and the cuts are the reference's.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +16,21 @@ from typing import Any
 import comfy.sd1_clip
 import comfy.text_encoders.hunyuan_video
 import comfy.text_encoders.qwen_image
-import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ...kandinsky_core.checkpoint import read_header
 from ...kandinsky_core.text import (
     CLIP_LENGTH,
     END_TAG,
     IMAGE_TAGS,
+    NO_VISION,
     TASK_TEMPLATES,
     TEMPLATES,
     fit_for_qwen,
     halve_images,
 )
+from ...kandinsky_core.weights import WeightFiles, read_header
+from .model_load import has_scaled_layers
 from .prompt import TEXT_MARK, prepare_prompt
 from .qwen_vision import as_picture, picture_order
 
@@ -39,8 +41,11 @@ CROP = "k5_crop"
 
 _HEAD_DIM = 128  # the host's Qwen2.5 has no other
 _VISION = "visual."
-_UNUSED = (_VISION, "text_projection", "logit_scale", "position_ids")
-_HEAD = "lm_head."
+_SCALED_MARK = "scaled_fp8"
+# what a file may lack: parts not used, and factors of layers that are not scaled
+_UNUSED = (_VISION, "text_projection", "logit_scale", "position_ids", "scale_weight", _SCALED_MARK)
+# transformers >= 4.52 wraps the language model once more
+_RENAMED = {"model.language_model.": "model.", "model.visual.": _VISION}
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,6 @@ class QwenClipWeights:
     """State dicts of both models under ComfyUI's names."""
 
     qwen: dict[str, Tensor]
-    head: dict[str, Tensor]
-    """What the file holds of Qwen's language head, which only writing needs."""
     clip: dict[str, Tensor]
     qwen_path: Path
     clip_path: Path
@@ -65,29 +68,48 @@ def read_qwen_clip(qwen_path: Path, clip_path: Path) -> QwenClipWeights:
     Raises:
         ValueError: A file is damaged or of another model.
     """
-    qwen, clip = (_read(path) for path in (qwen_path, clip_path))
+    takes_scales = "llama_scaled_fp8" in _parameters(comfy.text_encoders.qwen_image.te)
+    qwen = _read(qwen_path, keep_scales=takes_scales and has_scaled_layers())
+    clip = _read(clip_path)
     if "model.layers.0.self_attn.q_proj.weight" not in qwen or "model.norm.weight" not in qwen:
         raise ValueError(
             f"qwen_name: {qwen_path.name} is not a Qwen2.5-VL text encoder; use "
-            "qwen_2.5_vl_7b.safetensors or its fp8 version."
+            "qwen_2.5_vl_7b.safetensors, its fp8 version, or Qwen2.5-VL-7B as GGUF."
         )
     if "text_model.final_layer_norm.weight" not in clip:
         raise ValueError(
             f"clip_name: {clip_path.name} is not a CLIP-L text encoder; use clip_l.safetensors."
         )
-    head = {name: qwen.pop(name) for name in list(qwen) if _HEAD in name}
-    return QwenClipWeights(qwen, head, clip, qwen_path, clip_path)
+    return QwenClipWeights(qwen, clip, qwen_path, clip_path)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    read_header(path)  # refuses pickles and damaged files in one sentence
-    state = comfy.utils.load_torch_file(str(path))
-    renamed = {
-        # transformers >= 4.52 wraps the language model once more
-        "model.language_model.": "model.",
-        "model.visual.": "visual.",
+def _read(path: Path, *, keep_scales: bool = False) -> dict[str, Tensor]:
+    """Tensors under ComfyUI's names; scaled fp8 stays so only for layers that take it."""
+    tensors = {
+        _host_name(name): entry
+        for name, entry in read_header(path, "text_encoder").tensors.items()
+        if not name.startswith("lm_head.")
     }
-    return comfy.utils.state_dict_prefix_replace(state, renamed)
+    with WeightFiles(path, tensors, keep_scales=keep_scales) as files:
+        # the host takes the dtype of a norm for that of the model, and GGUF keeps norms in fp32
+        dtype = files.main_dtype if files.is_unpacked else None
+        state = {name: files.read(name, dtype) for name in files}
+        if files.scaled_dtype is not None:
+            state[_SCALED_MARK] = torch.zeros(0, dtype=files.scaled_dtype)
+        elif dtype is not None:
+            logging.info("Kandinsky 5: %s is unpacked to %s.", path.name, files.main_dtype)
+    return state
+
+
+def _host_name(name: str) -> str:
+    for start, instead in _RENAMED.items():
+        if name.startswith(start):
+            return instead + name.removeprefix(start)
+    return name
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
 
 
 class QwenClipTokenizer:
@@ -180,8 +202,12 @@ class QwenClipModel(nn.Module):
         super().__init__()
         options = model_options or {}
         detected = comfy.text_encoders.hunyuan_video.llama_detect(weights.qwen)
+        stored = weights.qwen["model.layers.0.self_attn.q_proj.weight"].dtype
+        if stored.itemsize == 1 and _SCALED_MARK not in weights.qwen:
+            # the host goes by a norm, which such files may keep in bf16
+            detected["dtype_llama"] = stored
         factory = comfy.text_encoders.qwen_image.te
-        taken = inspect.signature(factory).parameters
+        taken = _parameters(factory)
         build = factory(**{key: value for key, value in detected.items() if key in taken})
         qwen_options = {**options, f"{QWEN}_model_config": _qwen_config(weights.qwen)}
         self.qwen = getattr(build(device=device, dtype=dtype, model_options=qwen_options), QWEN)
@@ -197,11 +223,9 @@ class QwenClipModel(nn.Module):
             return_projected_pooled=False,
             model_options=clip_options,
         )
+        self.sees = any(name.startswith(_VISION) for name in weights.qwen)
         self.dtypes = {clip_dtype, detected.get("dtype_llama", dtype)}
-        # a plain attribute: not a part of what the host moves to encode
-        self.head = weights.head
         self.qwen_path = weights.qwen_path
-        self.can_see = True
 
     def load_weights(self, weights: QwenClipWeights) -> None:
         """Fill both models.
@@ -213,6 +237,10 @@ class QwenClipModel(nn.Module):
             (self.qwen, weights.qwen, weights.qwen_path),
             (self.clip, weights.clip, weights.clip_path),
         ):
+            for name, parameter in model.transformer.named_parameters():
+                # the host makes all of a model or scaled layer in fp8, norms and biases too
+                if name in state and parameter.itemsize == 1 < state[name].itemsize:
+                    parameter.data = parameter.data.to(state[name].dtype)
             try:
                 missing, _unexpected = model.load_sd(state)
             except RuntimeError as error:
@@ -220,8 +248,6 @@ class QwenClipModel(nn.Module):
                     f"{path.name} has weights of other shapes than Qwen2.5-VL 7B and CLIP-L; use "
                     "the files that the help page of this node names."
                 ) from error
-            if model is self.qwen:
-                self.can_see = not any(name.startswith(_VISION) for name in missing)
             missing = [name for name in missing if not any(part in name for part in _UNUSED)]
             if missing:
                 raise ValueError(
@@ -236,12 +262,13 @@ class QwenClipModel(nn.Module):
         """Nothing is ever set."""
 
     def encode_token_weights(self, tokens: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Encode what `QwenClipTokenizer` made: tokens (1, L, 3584), pooled (1, 768)."""
-        if not self.can_see and any(not isinstance(pair[0], int) for pair in tokens[QWEN][0]):
-            raise ValueError(
-                f"qwen_name: {self.qwen_path.name} holds no vision tower, so it cannot look at the "
-                "image; use a file of the whole Qwen2.5-VL 7B."
-            )
+        """Encode what `QwenClipTokenizer` made: tokens (1, L, 3584), pooled (1, 768).
+
+        Raises:
+            ValueError: There are images, and the file had no vision tower.
+        """
+        if not self.sees and any(not isinstance(pair[0], int) for pair in tokens[QWEN][0]):
+            raise ValueError(f"qwen_name: {self.qwen_path.name}: {NO_VISION}.")
         return encode_tokens(self.qwen, self.clip, tokens)
 
     def load_sd(self, sd: dict[str, Tensor]) -> tuple[list[str], list[str]]:

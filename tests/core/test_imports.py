@@ -16,7 +16,7 @@ NODES = ROOT / "nodes"
 HOST_MODULES = {"comfy", "comfy_extras", "comfy_execution", "folder_paths", "server", "nodes"}
 HOST_MODULES |= {"node_helpers", "latent_preview", "execution"}
 CORE_NEEDS = {"torch", "safetensors", "einops", "numpy", "cv2"}
-OPTIONAL = {"transformers", "diffusers", "av", "tqdm", "tokenizers", "PIL", "sentencepiece"}
+OPTIONAL = {"transformers", "diffusers", "av", "tqdm", "tokenizers", "PIL", "sentencepiece", "gguf"}
 REFUSED = sorted(OPTIONAL | HOST_MODULES | {"comfy_api", "huggingface_hub", "torchvision"})
 
 # What each part of the core may not know, nearest the bottom first.
@@ -25,6 +25,7 @@ FORBIDDEN_IN_CORE = {
     "variants": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
     "shapes": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
     "settings": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
+    "weights": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
     "attention": {"models", "flow", "text", "checkpoint", "generate", "training"},
     "models": {"flow", "text", "checkpoint", "generate", "training"},
     "caching": {"flow", "text", "checkpoint", "generate", "training"},

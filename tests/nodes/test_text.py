@@ -157,7 +157,7 @@ def test_an_edit_is_encoded_with_its_image_as_the_core_does(run, large, seeing_c
 
 
 def test_an_edit_without_a_vision_tower_says_so(run, large_clip):
-    with pytest.raises(ValueError, match=r"qwen\.safetensors holds no vision tower"):
+    with pytest.raises(ValueError, match=r"qwen\.safetensors: .*without the vision tower"):
         run(
             "K5_TextEncode",
             clip=large_clip,
@@ -352,3 +352,111 @@ def test_each_image_of_an_edit_gets_a_row(run, clip):
     assert tokens.shape == (3, *single.shape[1:])
     assert extra["pooled_output"].shape[0] == 3
     assert extra["k5_seen"] == (3, 32, 48)
+
+
+def encode_both(run, host, qwen_name, clip_name="clip.safetensors"):
+    """The CLIP, and what the node and the core encode from the same files: (tokens, pooled)."""
+    folder = host.base / "models" / "text_encoders"
+    names = {"qwen_name": qwen_name, "clip_name": clip_name}
+    (clip,) = run("K5_LoadTextEncoders", **names, task="t2v")
+    ((tokens, extra),) = run("K5_TextEncode", clip=clip, text="a red fox", task="t2v")[0]
+    core = load_qwen_clip(
+        folder / qwen_name,
+        folder / clip_name,
+        qwen_tokenizer=host.path / "comfy/text_encoders/qwen25_tokenizer",
+        clip_tokenizer=host.path / "comfy/sd1_tokenizer",
+        qwen_config=QWEN_CONFIG,
+        clip_config=CLIP_CONFIG,
+        dtype=torch.float32,
+    )
+    expected = core.encode(["a red fox"])
+    return clip, (tokens, extra["pooled_output"]), (expected.tokens, expected.pooled)
+
+
+def test_sharded_qwen_is_one_entry_and_gives_the_same(host, run, large):
+    folder = host.base / "models" / "text_encoders" / "qwen_in_two"
+    folder.mkdir()
+    state = {f"model.{n}": w for n, w in large.qwen.language_model.state_dict().items()}
+    names = sorted(state)
+    for number, half in enumerate((names[::2], names[1::2]), start=1):
+        part = {name: state[name].clone() for name in half}
+        save_file(part, folder / f"model-{number:05d}-of-00002.safetensors")
+    (listed, *_) = host.pack["K5_LoadTextEncoders"].define_schema().inputs
+    assert "qwen_in_two" in listed.options
+    _, (tokens, _), (expected, _) = encode_both(run, host, "qwen_in_two")
+    assert (tokens - expected).abs().max() < 1e-4
+
+
+def test_scaled_fp8_clip_is_unpacked(host, run, large):
+    folder = host.base / "models" / "text_encoders"
+    stored = {}
+    for name, weight in large.clip.state_dict().items():
+        name = "text_model." + name.removeprefix("text_model.")
+        stored[name] = weight.clone()
+        if name.endswith(("proj.weight", "fc1.weight", "fc2.weight")):
+            scale = weight.abs().max() / 400
+            stored[name] = (weight / scale).to(torch.float8_e4m3fn)
+            stored[name.removesuffix(".weight") + ".weight_scale"] = scale
+    save_file(stored, folder / "clip_scaled.safetensors")
+    _, (_, pooled), (_, expected) = encode_both(
+        run, host, "qwen.safetensors", "clip_scaled.safetensors"
+    )
+    assert (pooled - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("suffix", [".scale_weight", ".weight_scale"])
+def test_scaled_fp8_qwen_equals_the_core(run, host, large, caplog, suffix):
+    folder = host.base / "models" / "text_encoders"
+    stored = {}
+    for name, weight in large.qwen.language_model.state_dict().items():
+        name = f"model.{name}"
+        stored[name] = weight.bfloat16()
+        if weight.ndim == 2 and "embed" not in name:
+            scale = weight.abs().max() / 400
+            stored[name] = (weight / scale).to(torch.float8_e4m3fn)
+            stored[name.removesuffix(".weight") + suffix] = scale
+        elif name.endswith(".bias"):
+            stored[name] = torch.linspace(-1, 1, len(weight)).bfloat16()
+    if suffix == ".scale_weight":
+        stored["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    save_file(stored, folder / "qwen_scaled.safetensors")
+    with caplog.at_level(logging.INFO):
+        clip, (tokens, _), (expected, _) = encode_both(run, host, "qwen_scaled.safetensors")
+    assert "is unpacked" not in caplog.text
+    layer = clip.cond_stage_model.qwen.transformer.model.layers[0].self_attn.q_proj
+    assert (layer.weight.dtype, layer.bias.dtype) == (torch.float8_e4m3fn, torch.bfloat16)
+    assert (tokens - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("norms", [torch.bfloat16, torch.float8_e4m3fn])
+def test_plain_fp8_qwen_stays_and_equals_the_core(run, host, large, norms):
+    folder = host.base / "models" / "text_encoders"
+    stored = {
+        f"model.{name}": weight.to(torch.float8_e4m3fn if weight.ndim == 2 else norms)
+        for name, weight in large.qwen.language_model.state_dict().items()
+    }
+    save_file(stored, folder / "qwen_fp8.safetensors")
+    clip, (tokens, _), (expected, _) = encode_both(run, host, "qwen_fp8.safetensors")
+    model = clip.cond_stage_model.qwen.transformer.model
+    layer = model.layers[0]
+    assert layer.mlp.up_proj.weight.dtype == torch.float8_e4m3fn
+    assert layer.self_attn.q_proj.bias.dtype == layer.input_layernorm.weight.dtype == norms
+    assert (tokens - expected).norm() < 0.02 * expected.norm()
+
+
+def test_gguf_qwen_equals_the_core_and_cannot_see(run, host, large, write_gguf, caplog):
+    gguf = pytest.importorskip("gguf")
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, 2)
+    stored = {
+        table.get_name(f"model.{name}", (".weight", ".bias")): weight
+        for name, weight in large.qwen.language_model.state_dict().items()
+    }
+    path = host.base / "models" / "text_encoders" / "qwen-Q8_0.gguf"
+    write_gguf(path, stored, "Q8_0", architecture="qwen2vl")
+    with caplog.at_level(logging.INFO):
+        clip, (tokens, _), (expected, _) = encode_both(run, host, path.name)
+    assert f"{path.name} is unpacked to torch.bfloat16" in caplog.text
+    assert (tokens - expected).norm() < 0.02 * expected.norm()
+    image = torch.zeros(1, 64, 64, 3)
+    with pytest.raises(ValueError, match=r"qwen_name: .*without the vision tower .*mmproj"):
+        run("K5_TextEncode", clip=clip, text="make it blue", task="i2i", image=image)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,3 +73,18 @@ def keep_fp32_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
             return getattr(torch, name)
 
     monkeypatch.setattr(upstream, "torch", Torch())
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folders() -> dict[str, Path]:
+    """The two tokenizers in a ComfyUI checkout."""
+    cached = Path(__file__).resolve().parents[2] / ".cache" / "comfyui"
+    host = Path(os.environ.get("COMFYUI_PATH") or cached)
+    folders = {
+        "qwen_tokenizer": host / "comfy" / "text_encoders" / "qwen25_tokenizer",
+        "clip_tokenizer": host / "comfy" / "sd1_tokenizer",
+    }
+    missing = [str(folder) for folder in folders.values() if not folder.is_dir()]
+    if missing:
+        pytest.skip(f"no tokenizers at {', '.join(missing)}: set COMFYUI_PATH or run make comfy")
+    return folders

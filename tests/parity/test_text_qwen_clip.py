@@ -7,7 +7,6 @@ of the edit image, and the way a long prompt is cut (there, only the official wa
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -54,21 +53,6 @@ PROMPTS = [
     "Кот медленно идёт по комнате; камера следует за ним 🙂",
 ]
 LONG_PROMPT = "a very long walk through the forest " * 100
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folders() -> dict[str, Path]:
-    """The two tokenizers in a ComfyUI checkout."""
-    cached = Path(__file__).resolve().parents[2] / ".cache" / "comfyui"
-    host = Path(os.environ.get("COMFYUI_PATH") or cached)
-    folders = {
-        "qwen_tokenizer": host / "comfy" / "text_encoders" / "qwen25_tokenizer",
-        "clip_tokenizer": host / "comfy" / "sd1_tokenizer",
-    }
-    missing = [str(folder) for folder in folders.values() if not folder.is_dir()]
-    if missing:
-        pytest.skip(f"no tokenizers at {', '.join(missing)}: set COMFYUI_PATH or run make comfy")
-    return folders
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +334,63 @@ def test_scaled_fp8_weights_are_unscaled(reference, load, tmp_path):
     torch.testing.assert_close(weight.data, codes.float() * 0.01)
 
 
+GGUF_TINY = {
+    "text_config": QWEN_TINY["text_config"]
+    | {"hidden_size": 64, "intermediate_size": 96}
+    | {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}},
+    "vision_config": QWEN_TINY["vision_config"] | {"out_hidden_size": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def gguf_reference():
+    """Qwen with rows that divide into GGUF's blocks."""
+    torch.manual_seed(1)
+    qwen = transformers.Qwen2_5_VLModel(transformers.Qwen2_5_VLConfig(**GGUF_TINY)).eval()
+    for name, parameter in qwen.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.2, mean=float("norm" in name))
+    return qwen
+
+
+@pytest.mark.parametrize(("kind", "error"), [("F32", 1e-5), ("F16", 2e-3), ("Q8_0", 6e-2)])
+def test_gguf_gives_the_same(gguf_reference, load, write_gguf, tmp_path, kind, error):
+    gguf = pytest.importorskip("gguf")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, 2)
+    state = gguf_reference.state_dict()
+    stored = {
+        names.get_name(name.replace("language_model.", "model."), (".weight", ".bias")): tensor
+        for name, tensor in state.items()
+        if not name.startswith("visual.")
+    }
+    stored["output.weight"] = torch.zeros(64, 64)
+    path = write_gguf(tmp_path / "qwen.gguf", stored, kind, architecture="qwen2vl")
+    save_file(state, tmp_path / "qwen.safetensors")
+    options = {"dtype": torch.float32, "qwen_config": GGUF_TINY}
+    expected = load(tmp_path / "qwen.safetensors", **options).encode(PROMPTS).tokens
+    blind = load(path, **options)
+    tokens = blind.encode(PROMPTS).tokens
+    assert (tokens - expected).norm() <= error * expected.norm()
+    with pytest.raises(
+        ValueError, match=r"without the vision tower .*mmproj.* load Qwen2\.5-VL from"
+    ):
+        blind.encode(["a"], task="i2i", images=torch.zeros(1, 3, 64, 64))
+    main = {"F32": torch.float32, "F16": torch.float16, "Q8_0": torch.bfloat16}[kind]
+    assert {p.dtype for p in load(path, qwen_config=GGUF_TINY).qwen.parameters()} == {main}
+    assert {p.device.type for p in load(path, device="meta", **options).parameters()} == {"meta"}
+
+
+def test_scaled_fp8_without_its_scale(reference, load, tmp_path):
+    name = "model.language_model.layers.0.mlp.up_proj"
+    state = {key: tensor.clone() for key, tensor in reference[0].state_dict().items()}
+    state[f"{name}.weight"] = state[f"{name}.weight"].to(torch.float8_e4m3fn)
+    state["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    save_file(state, tmp_path / "qwen.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"1 of the fp8 tensors lack their scale, first .*up_p"
+    ):
+        load(tmp_path / "qwen.safetensors")
+
+
 def test_dtype_is_the_files_or_the_one_asked_for(load, reference, tmp_path):
     state = {key: tensor.bfloat16() for key, tensor in reference[0].state_dict().items()}
     save_file(state, tmp_path / "qwen.safetensors")
@@ -359,9 +400,9 @@ def test_dtype_is_the_files_or_the_one_asked_for(load, reference, tmp_path):
 
 
 def test_loading_says_what_is_wrong(files, load, tmp_path):
-    with pytest.raises(CheckpointError, match=r"no \.safetensors file at"):
+    with pytest.raises(CheckpointError, match=r"holds no \.safetensors or \.gguf file"):
         load(tmp_path)
-    with pytest.raises(CheckpointError, match=r"not a Qwen2_5_VLModel: of 56 tensors, 56 missing"):
+    with pytest.raises(CheckpointError, match=r"not a Qwen2_5_VLModel: of 26 tensors, 26 missing"):
         load(qwen=files[1])
     with pytest.raises(CheckpointError, match=r"not a CLIPTextModel: .* 56 unexpected"):
         load(clip=files[0])
@@ -376,7 +417,7 @@ def test_loading_says_what_is_wrong(files, load, tmp_path):
             clip_config=CLIP_TINY,
         )
     (tmp_path / "text.safetensors").write_text("hello")
-    with pytest.raises(CheckpointError, match="not a readable"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         load(tmp_path / "text.safetensors")
 
 

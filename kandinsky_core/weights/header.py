@@ -2,60 +2,29 @@
 
 A .safetensors file is eight bytes of length, that many bytes of JSON (name -> dtype, shape,
 offsets), then the tensors. The JSON is enough to know what a model is and whether the file is
-whole; it is a few hundred kilobytes where the tensors are tens of gigabytes.
+whole; it is a few hundred kilobytes where the tensors are tens of gigabytes. A GGUF file begins
+with as much, in a format of its own.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-import torch
+from typing import Literal
 
 from ..errors import CheckpointError
+from .entry import TensorEntry
+from .gguf_file import read_gguf_header
 
 Component = Literal["transformer", "vae", "text_encoder"]
 """Part of a model, and the sub-folder of a Diffusers folder that holds it."""
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+_SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.(?:safetensors|gguf)")
 _PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""Names of the format -> torch's."""
-
-
-class TensorEntry(NamedTuple):
-    """One tensor as its file's header describes it."""
-
-    dtype: str
-    """The format's name of the dtype, e.g. "BF16"."""
-    shape: tuple[int, ...]
-    file: Path
-    """The file that holds it."""
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -74,8 +43,8 @@ def read_header(path: str | Path, component: Component = "transformer") -> Heade
     """Read the header of a checkpoint.
 
     Args:
-        path: A .safetensors file, an index of shards (.safetensors.index.json), a folder of
-            weights, or a Diffusers folder with sub-folders.
+        path: A .safetensors or .gguf file, an index of shards (.safetensors.index.json), a
+            folder of weights, or a Diffusers folder with sub-folders.
         component: Which sub-folder of a Diffusers folder.
 
     Returns:
@@ -83,6 +52,7 @@ def read_header(path: str | Path, component: Component = "transformer") -> Heade
 
     Raises:
         CheckpointError: There is no such file, or it is damaged or of another format.
+        MissingExtraError: It is a GGUF file, and the package gguf is not installed.
     """
     path = Path(path)
     tensors: dict[str, TensorEntry] = {}
@@ -97,7 +67,7 @@ def read_header(path: str | Path, component: Component = "transformer") -> Heade
 
 
 def weight_files(path: Path, component: Component = "transformer") -> list[Path]:
-    """The .safetensors files that `path` stands for.
+    """The files that `path` stands for.
 
     Raises:
         CheckpointError: `path` or a shard is missing, or it is not clear which file is meant.
@@ -120,7 +90,7 @@ def _folder_files(folder: Path) -> list[Path]:
     indices = sorted(folder.glob("*.safetensors.index.json"), key=lambda file: len(file.name))
     if indices:
         return _indexed_files(indices[0])
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))
     shards = [match for file in files if (match := _SHARD_NAME.fullmatch(file.name))]
     if shards and len(shards) == len(files) == int(shards[0][3]):
         return files
@@ -133,11 +103,12 @@ def _folder_files(folder: Path) -> list[Path]:
         )
     if not files:
         raise CheckpointError(
-            f"{folder} holds no .safetensors file: give the file itself, or a Diffusers folder."
+            f"{folder} holds no .safetensors or .gguf file: give the file itself, or a Diffusers "
+            "folder."
         )
     names = ", ".join(file.name for file in files[:3])
     raise CheckpointError(
-        f"{folder} holds {len(files)} .safetensors files ({names}...): give the one to use."
+        f"{folder} holds {len(files)} {files[0].suffix} files ({names}...): give the one to use."
     )
 
 
@@ -164,6 +135,8 @@ def _read_file_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
+            if start.startswith(b"GGUF"):
+                return read_gguf_header(path)
             length = int.from_bytes(start, "little")
             text = file.read(length) if 2 <= length <= _MAX_HEADER_BYTES else b""
     except OSError as error:
@@ -176,7 +149,7 @@ def _read_file_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str
         header = json.loads(text)
         metadata = header.pop("__metadata__", {})
         tensors = {
-            name: TensorEntry(str(entry["dtype"]), tuple(map(int, entry["shape"])), path)
+            name: TensorEntry(str(entry["dtype"]), tuple(map(int, entry["shape"])), path, name)
             for name, entry in header.items()
         }
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
@@ -200,10 +173,6 @@ def _other_format(path: Path, start: bytes, size: int) -> CheckpointError:
     """Say what a file is that does not begin like a .safetensors file."""
     if size == 0:
         return CheckpointError(f"{path} is empty (0 bytes): download it again.")
-    if start.startswith(b"GGUF"):
-        return CheckpointError(
-            f"{path} is a GGUF file, which is not supported yet: use the .safetensors file."
-        )
     pickled = start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04"))
     if pickled or path.suffix.lower() in _PICKLE_SUFFIXES:
         return CheckpointError(

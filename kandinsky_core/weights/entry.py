@@ -1,0 +1,49 @@
+"""One tensor as the header of its file describes it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Names of the formats -> torch's; GGUF's unquantised types are called the same."""
+
+
+class TensorEntry(NamedTuple):
+    """One tensor as its file's header describes it."""
+
+    dtype: str
+    """The format's name of the dtype, e.g. "BF16", or of the quantisation, e.g. "Q4_K"."""
+    shape: tuple[int, ...]
+    file: Path
+    """The file that holds it."""
+    stored_name: str
+    """Its name in that file."""
+    offset: int | None = None
+    """Where its bytes begin in a GGUF file; None in a .safetensors file, which has an index."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its elements lie in blocks that share a scale (GGUF's quantised types)."""
+        return self.offset is not None and self.dtype not in DTYPES

@@ -1,0 +1,253 @@
+"""GGUF files: every common type of them, both conventions of names, and what is wrong with some."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from kandinsky_core.checkpoint import describe_metadata, identify, load_transformer
+from kandinsky_core.errors import CheckpointError, MissingExtraError
+from kandinsky_core.models import CrossDiT
+from kandinsky_core.variants import VARIANTS
+from kandinsky_core.weights import WeightFiles, gguf_file, read_header
+
+gguf = pytest.importorskip("gguf")
+
+MATRIX = "visual_transformer_blocks.1.feed_forward.in_layer.weight"
+VECTOR = "visual_transformer_blocks.1.self_attention.to_query.bias"
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    state = CrossDiT(VARIANTS["debug"]).state_dict()
+    return {name: torch.randn_like(tensor) * 0.05 for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("F32", 0),
+        ("F16", 3e-4),
+        ("BF16", 3e-3),
+        ("Q8_0", 0.008),
+        ("Q5_1", 0.045),
+        ("Q5_0", 0.05),
+        ("Q4_1", 0.09),
+        ("Q4_0", 0.11),
+    ],
+)
+def test_transformer(tmp_path, weights, write_gguf, kind, error):
+    path = write_gguf(tmp_path / f"kandinsky5lite_t2v_sft_5s-{kind}.gguf", weights, kind)
+    network, info = load_transformer(path, dtype=torch.float32)
+    assert (info.precision, info.variant) == (f"GGUF {kind}", "debug")
+    assert f"'kandinsky5lite_t2v_sft_5s-{kind}'" in info.sources["task"]
+    assert f"parameters in GGUF {kind}, " in info.describe()
+    assert info.num_parameters == sum(weight.numel() for weight in weights.values())
+    state = network.state_dict()
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    for name, weight in weights.items():
+        assert (state[name] - weight).norm() <= error * weight.norm(), name
+    assert torch.equal(state[VECTOR], weights[VECTOR])
+    default = load_transformer(path)[0].state_dict()
+    own = {"F32": torch.float32, "F16": torch.float16}.get(kind, torch.bfloat16)
+    # narrow layers and vectors are F32 in the file: one dtype, which is computed in
+    assert {tensor.dtype for tensor in default.values()} == {own} == {info.dtype}
+    assert load_transformer(path, device="meta")[0].state_dict().keys() == weights.keys()
+
+
+def read(path, name="w", dtype=torch.float32):
+    with WeightFiles(path, read_header(path).tensors) as files:
+        return files.read(name, dtype)
+
+
+def test_q4_k_by_the_layout_of_its_blocks(tmp_path, write_gguf):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (2, 3, 256))
+    scales, minima = rng.integers(0, 64, (2, 2, 3, 8))
+    rows = np.zeros((2, 3, 144), np.uint8)
+    rows[..., :4] = np.frombuffer(struct.pack("<ee", 0.25, 0.5), np.uint8)
+    # six bits each: the first four of both whole, the others as nibbles and two spare bits above
+    rows[..., 4:8] = scales[..., :4] | (scales[..., 4:] >> 4 << 6)
+    rows[..., 8:12] = minima[..., :4] | (minima[..., 4:] >> 4 << 6)
+    rows[..., 12:16] = (scales[..., 4:] & 15) | ((minima[..., 4:] & 15) << 4)
+    pairs = codes.reshape(2, 3, 4, 2, 32)  # 32 low nibbles, then the 32 high ones
+    rows[..., 16:] = (pairs[..., 0, :] | pairs[..., 1, :] << 4).reshape(2, 3, 128)
+    path = write_gguf(tmp_path / "m.gguf", {"w": rows.reshape(2, -1)}, "Q4_K")
+    expected = 0.25 * scales[..., None] * codes.reshape(2, 3, 8, 32) - 0.5 * minima[..., None]
+    found = read(path)
+    assert found.shape == (2, 768)
+    np.testing.assert_array_equal(found, expected.reshape(2, 768).astype(np.float32))
+    assert torch.equal(read(path, dtype=torch.bfloat16), found.bfloat16())
+
+
+def test_q6_k_by_the_layout_of_its_blocks(tmp_path, write_gguf):
+    rng = np.random.default_rng(1)
+    codes, scales = rng.integers(0, 64, (3, 2, 4, 32)), rng.integers(-99, 99, (3, 16))
+    low, high = codes & 15, codes >> 4
+    rows = np.zeros((3, 210), np.uint8)
+    # of each 128: the first two quarters' low bits, with the last two's above them
+    rows[:, :128] = (low[:, :, :2] | low[:, :, 2:] << 4).reshape(3, 128)
+    shift = np.array([0, 2, 4, 6])[:, None]
+    rows[:, 128:192] = (high << shift).sum(2).reshape(3, 64)
+    rows[:, 192:208] = scales.astype(np.int8).view(np.uint8)
+    rows[:, 208:] = np.frombuffer(struct.pack("<e", 0.125), np.uint8)
+    path = write_gguf(tmp_path / "m.gguf", {"w": rows}, "Q6_K")
+    expected = 0.125 * scales[..., None] * (codes.reshape(3, 16, 16) - 32)
+    np.testing.assert_array_equal(read(path), expected.reshape(3, 256).astype(np.float32))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"])
+def test_unpacked_in_parts_as_in_one(tmp_path, monkeypatch, write_gguf, kind):
+    monkeypatch.setattr(gguf_file, "_CHUNK", 512)
+    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    rows = np.random.default_rng(2).integers(0, 256, (5, 768 // block * block_bytes), np.uint8)
+    path = write_gguf(tmp_path / "m.gguf", {"w": rows}, kind)
+    expected = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind])
+    np.testing.assert_array_equal(read(path), expected)  # not-a-numbers too
+    with torch.inference_mode():  # as ComfyUI runs nodes
+        np.testing.assert_array_equal(read(path), expected)
+
+
+def test_rows_that_do_not_divide_keep_their_shape_beside(tmp_path):
+    path, weight = tmp_path / "m.gguf", torch.randn(64, 132)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    writer = gguf.GGUFWriter(path, "kandinsky5")
+    writer.add_array("comfy.gguf.orig_shape.w", [64, 132])
+    writer.add_tensor(
+        "w", gguf.quants.quantize(weight.reshape(-1, 256).numpy(), kind), raw_dtype=kind
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = read(path)
+    assert found.shape == weight.shape
+    assert (found - weight).norm() < 0.008 * weight.norm()
+
+
+def test_qwens_names_are_those_of_the_package(tmp_path, write_gguf):
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, 12)
+    parts = ("q_proj", "k_proj", "v_proj")
+    names = [
+        f"model.layers.11.self_attn.{part}.{kind}" for part in parts for kind in ("weight", "bias")
+    ]
+    names += [f"model.layers.11.mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
+    names += ["model.layers.11.self_attn.o_proj.weight", "model.layers.11.input_layernorm.weight"]
+    names += ["model.layers.11.post_attention_layernorm.weight", "model.norm.weight"]
+    names += ["model.embed_tokens.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.bias"]
+    stored = {table.get_name(name, (".weight", ".bias")): np.ones((2, 2)) for name in names}
+    assert "blk.11.attn_q.bias" in stored
+    path = write_gguf(tmp_path / "qwen.gguf", stored, architecture="qwen2vl")
+    assert read_header(path).tensors.keys() == set(names)
+    info = identify(path)
+    assert (info.kind, info.variant) == ("text_encoder", "qwen2.5-vl without vision")
+    with pytest.raises(CheckpointError, match=r"holds a text encoder \(qwen2.5-vl without vision"):
+        load_transformer(path)
+
+
+def test_metadata_and_a_tokenizer_of_many_words(tmp_path, weights):
+    path = tmp_path / "mine.gguf"
+    writer = gguf.GGUFWriter(path, "kandinsky5")
+    config = VARIANTS["debug"]
+    for key, text in describe_metadata(config, task="t2v", note="привет").items():
+        writer.add_string(key, text)
+    writer.add_array("tokenizer.ggml.tokens", [f"слово {i}" for i in range(500)])
+    writer.add_array("tokenizer.ggml.scores", [0.5] * 500)
+    for name, weight in weights.items():
+        writer.add_tensor(name, weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    info = identify(path)
+    assert (info.config, info.task, info.sources["task"]) == (config, "t2v", "metadata")
+
+
+def test_folders_and_shards(tmp_path, weights, write_gguf):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    names = sorted(weights)
+    for index, (start, end) in enumerate(pairwise((0, len(names) // 2, len(names))), start=1):
+        part = {name: weights[name] for name in names[start:end]}
+        write_gguf(folder / f"m-Q8_0-{index:05}-of-00002.gguf", part, "Q8_0")
+    assert load_transformer(folder)[1].precision == "GGUF Q8_0"
+    with pytest.raises(CheckpointError, match="one of 2 shards: give the folder"):
+        identify(folder / "m-Q8_0-00001-of-00002.gguf")
+    (folder / "m-Q8_0-00001-of-00002.gguf").unlink()
+    with pytest.raises(CheckpointError, match="1 of 2 shards"):
+        identify(folder)
+
+
+def _broken(folder, weights, write_gguf):
+    """Name -> file, and what is said of it."""
+    good = write_gguf(folder / "good.gguf", weights, "Q4_0").read_bytes()
+
+    def path(name, data):
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    llama = {"token_embd.weight": np.ones((2, 2)), "blk.0.attn_q.weight": np.ones((2, 2))}
+    vision = {"v.patch_embd.weight": np.ones((2, 2))}
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 0)
+    odd = header + struct.pack("<Q1sIQIQ", 1, b"w", 1, 32, 999, 0) + bytes(99)
+    return {
+        "cut tensors": (path("c.gguf", good[:-100]), rf"expected {len(good):,} bytes .* found"),
+        "cut header": (path("h.gguf", good[:500]), "GGUF header goes on after the 500 bytes"),
+        "version 1": (path("v.gguf", b"GGUF" + struct.pack("<I", 1) + bytes(99)), "version 1: exp"),
+        "value": (
+            path("k.gguf", b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"k", 77) + bytes(99)),
+            "damaged GGUF header .a value of the unknown type 77",
+        ),
+        "unknown type": (path("t.gguf", odd), "holds w in GGUF's type number 999"),
+        "llama": (
+            write_gguf(folder / "l.gguf", llama, architecture="llama"),
+            r"language model other than Qwen2.5-VL \(GGUF architecture 'llama'\): expected a",
+        ),
+        "mmproj": (
+            write_gguf(folder / "m.gguf", vision, architecture="clip"),
+            r"is the vision part \(mmproj\) of a language model",
+        ),
+        "no tensors": (path("n.gguf", b"GGUF" + struct.pack("<IQQ", 3, 0, 0)), "holds no tensors"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "cut tensors", "cut header", "version 1", "value", "unknown type", "llama", "mmproj",
+        "no tensors",
+    ],
+)  # fmt: skip
+def test_broken_files(tmp_path, weights, write_gguf, case):
+    path, message = _broken(tmp_path, weights, write_gguf)[case]
+    with pytest.raises(CheckpointError, match=message) as error:
+        identify(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_type_that_the_package_only_names(tmp_path, write_gguf):
+    bytes_of_a_block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_K][1]
+    rows = np.zeros((2, bytes_of_a_block), np.uint8)
+    path = write_gguf(tmp_path / "m.gguf", {"w": rows}, "Q8_K")
+    with pytest.raises(
+        CheckpointError, match=r"holds w in the format Q8_K, which .* cannot unpack"
+    ):
+        read(path)
+
+
+def test_missing_package_names_the_extra(tmp_path, weights, write_gguf, monkeypatch):
+    path = write_gguf(tmp_path / "m.gguf", weights)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(
+        MissingExtraError, match=r"m\.gguf is a GGUF file, and .*core\[gguf\]"
+    ) as error:
+        load_transformer(path)
+    assert "\n" not in str(error.value)
