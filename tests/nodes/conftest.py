@@ -175,7 +175,7 @@ def give_sight(host):
         tower.fullatt_block_indexes = sizes["fullatt_block_indexes"]
         tower.load_state_dict(weights, strict=True)
         clip.cond_stage_model.qwen.transformer.visual = tower
-        clip.cond_stage_model.can_see = True
+        clip.cond_stage_model.sees = True
         return clip
 
     return call

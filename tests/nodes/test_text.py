@@ -121,7 +121,7 @@ def large_clip(run, large):
 @pytest.fixture(scope="module")
 def seeing_clip(run, large, large_clip, give_sight):
     """Another one, with a small vision tower."""
-    assert large_clip.cond_stage_model.can_see is False
+    assert large_clip.cond_stage_model.sees is False
     names = {"qwen_name": "qwen.safetensors", "clip_name": "clip.safetensors"}
     clip = run("K5_LoadTextEncoders", **names, task="t2i")[0]
     return give_sight(clip, large.qwen.visual.state_dict(), QWEN_CONFIG["vision_config"])

@@ -207,11 +207,14 @@ def test_draws_depend_on_the_seed_alone(encoder):
 
 def test_the_head_is_read_from_a_file_or_the_shards_of_a_folder(reference, tmp_path):
     weight = reference.lm_head.weight.detach()
-    save_file({"lm_head.weight": weight, "model.x": torch.ones(1)}, tmp_path / "b.safetensors")
-    save_file({"model.y": torch.ones(1)}, tmp_path / "a.safetensors")
-    assert torch.equal(read_language_head(tmp_path / "b.safetensors"), weight)
-    assert torch.equal(read_language_head(tmp_path), weight)
-    assert read_language_head(tmp_path, torch.bfloat16).dtype == torch.bfloat16
+    alone, folder = tmp_path / "whole.safetensors", tmp_path / "shards"
+    folder.mkdir()
+    save_file({"lm_head.weight": weight, "model.x": torch.ones(1)}, alone)
+    for number, tensors in enumerate(({"model.y": torch.ones(1)}, {"lm_head.weight": weight}), 1):
+        save_file(tensors, folder / f"model-{number:05d}-of-00002.safetensors")
+    assert torch.equal(read_language_head(alone), weight)
+    assert torch.equal(read_language_head(folder), weight)
+    assert read_language_head(folder, torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_a_head_in_scaled_fp8_is_unscaled(tmp_path):
