@@ -75,7 +75,7 @@ def sample(
         velocity: The (guided) network.
         noise: x at timesteps[0], (B, C, T, H, W) in model space.
         timesteps: Falling times (steps + 1,), usually from 1 to 0.
-        condition: A first frame is put in place before every step and at the end.
+        condition: Given frames are put in place before every step and at the end.
 
     Yields:
         One `Step` per interval of `timesteps`.

@@ -20,7 +20,7 @@ from kandinsky_core.training.evaluate import (
     read_answers,
 )
 from kandinsky_core.training.evaluation_report import failures, make_report, wilson
-from kandinsky_core.training.world import heldout_captions, render
+from kandinsky_core.training.world import held_out_edits, heldout_captions, render
 from kandinsky_core.video import ColorDrift, color_drift
 
 
@@ -97,7 +97,8 @@ def test_report_of_edits_counts_each_kind():
 
 
 def test_edit_questions_are_answered_with_the_source_picture(monkeypatch):
-    question = ALL_SETS["i2i"].questions(1)[0]
+    (question,) = held_out_edits(1)
+    assert list(ALL_SETS["i2i"].questions(1)) == [question]
     done, requests = render(question.edit.target, 128, 1), []
 
     def generate(_, request):

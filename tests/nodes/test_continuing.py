@@ -76,6 +76,11 @@ def test_network_is_told_which_frames_are_given(model, request, sample, monkeypa
         assert mask.amin(dim=(0, 1, 3, 4)).tolist() == mask.amax(dim=(0, 1, 3, 4)).tolist() == masks
 
 
+def test_both_nodes_are_marked_experimental(host):
+    for node_id in ("K5_ExtendVideo", "K5_FirstLastFrame"):
+        assert host.pack[node_id].define_schema().is_experimental
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

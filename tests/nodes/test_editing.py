@@ -205,3 +205,17 @@ def test_image_that_was_not_fitted(run, prompts, vae):
         run("K5_EditImage", **given, image=pictures(1, 70, 64), batch_size=1)
     with pytest.raises(ValueError, match=r"batch_size: 2 images .* batch_size is 3"):
         run("K5_EditImage", **given, image=pictures(2, 64, 64), batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ("node_id", "images"),
+    [
+        ("K5_ImageToVideo", {"image": pictures(), **SIZE, "batch_size": 1}),
+        ("K5_ExtendVideo", {"frames": pictures(9, 64, 48), "overlap": 5}),
+        ("K5_FirstLastFrame", {"first": pictures(), "last": pictures(), **SIZE, "batch_size": 1}),
+    ],
+)
+def test_image_vae_cannot_give_frames_of_a_clip(run, prompts, flux_vae, node_id, images):
+    given = {"positive": prompts[0], "negative": prompts[1], "vae": flux_vae[0], "length": 9}
+    with pytest.raises(ValueError, match=r"vae: .* found the FLUX\.1 VAE for images"):
+        run(node_id, **given, **images)
