@@ -94,8 +94,8 @@ def expand_prompt(
     if not isinstance(writer, Writer):
         return Expansion(
             prompt,
-            "This text encoder can read and not write (nano's is such a one, Qwen2.5-VL is not): "
-            + _UNCHANGED,
+            "This text encoder cannot write (it is nano's, or Qwen2.5-VL as another loader loads "
+            f"it): {_UNCHANGED}",
             expanded=False,
         )
     try:

@@ -1,8 +1,9 @@
 """Prompt expansion with the CLIP that is loaded anyway: Qwen2.5-VL writes token by token.
 
 The layers of ComfyUI's Qwen are called as they are. They take the function that computes their
-attention as an argument, and a hook hands them one that remembers the keys and values: so every
-token after the prompt costs one forward pass of one token, on every version of the host.
+attention as an argument, and a hook hands them one that remembers the keys and values. So every
+token after the prompt costs one pass of one token: an answer of 256 to a chat of 200 takes passes
+of 455 tokens in all, 83 840 without that memory.
 Letters: B batch, C channels, N heads, L text tokens, K head dim, V vocabulary, D width.
 """
 
@@ -101,10 +102,12 @@ class QwenWriter:
         head = LanguageHead(read_language_head(model.qwen_path))
         own = self._clip.patcher
         patcher = ModelPatcher(head, load_device=own.load_device, offload_device=own.offload_device)
+        ids, stops = tokenizer.tokenize_chat(chat, image), stop_ids(tokenizer.qwen)
         comfy.model_management.load_models_gpu([own, patcher])
-        ids = tokenizer.tokenize_chat(chat, image)
-        stops = stop_ids(tokenizer.qwen)
-        written = decode(model.qwen, head, ids, choose, max_tokens, stops, own.load_device)
+        try:
+            written = decode(model.qwen, head, ids, choose, max_tokens, stops, own.load_device)
+        finally:
+            patcher.detach()  # encoding, which comes next, does not need it
         return Written.from_ids(written, tokenizer.qwen)
 
 

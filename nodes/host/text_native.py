@@ -12,30 +12,32 @@ from typing import Any
 import comfy.sd
 from torch import Tensor
 
-from .text_qwen import CLIP_L, QWEN, QwenClipTokenizer, encode_tokens
+from .text_qwen import CLIP_L, QWEN, QwenClipTokenizer, encode_tokens, set_device
 
 
 class _ReferenceText:
     """The models of a native CLIP behind ComfyUI's contract for text models."""
 
     def __init__(self, native: Any) -> None:
-        self._native = native
+        self._models = getattr(native, QWEN), getattr(native, CLIP_L)
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        """ComfyUI asks for a layer here (CLIP skip); the reference always takes the last."""
+        """Pass on where to compute; see `set_device`."""
+        set_device(self._models, options)
 
     def reset_clip_options(self) -> None:
-        """Nothing is ever set from outside."""
+        """Back to what the native CLIP set."""
+        for model in self._models:
+            model.reset_clip_options()
 
     def encode_token_weights(self, tokens: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Encode what `QwenClipTokenizer` made: tokens (1, L, 3584), pooled (1, 768)."""
-        qwen, clip = getattr(self._native, QWEN), getattr(self._native, CLIP_L)
-        clip.reset_clip_options()
+        qwen, clip = self._models
         qwen.set_clip_options({"layer": None})  # the host's word for: after the final norm
         try:
             return encode_tokens(qwen, clip, tokens)
         finally:
-            qwen.reset_clip_options()
+            self.reset_clip_options()
 
 
 def is_native_pair(clip: comfy.sd.CLIP) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,10 +256,13 @@ class QwenClipModel(nn.Module):
                 )
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        """ComfyUI asks for a layer here (CLIP skip); the reference always takes the last."""
+        """Pass on where to compute; see `set_device`."""
+        set_device((self.qwen, self.clip), options)
 
     def reset_clip_options(self) -> None:
-        """Nothing is ever set."""
+        """Back to what both models were built with."""
+        for model in (self.qwen, self.clip):
+            model.reset_clip_options()
 
     def encode_token_weights(self, tokens: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Encode what `QwenClipTokenizer` made: tokens (1, L, 3584), pooled (1, 768).
@@ -275,6 +278,19 @@ class QwenClipModel(nn.Module):
         """Load either model's weights, told apart by their names."""
         is_clip = "text_model.final_layer_norm.weight" in sd
         return (self.clip if is_clip else self.qwen).load_sd(sd)
+
+
+def set_device(models: Iterable[Any], options: dict[str, Any]) -> None:
+    """Pass on where to compute (ComfyUI after 0.3.75), and not the layer that CLIP skip asks for:
+    the reference always takes the last.
+
+    Args:
+        models: The host's text models.
+        options: What the host asks a CLIP for.
+    """
+    placed = {key: value for key, value in options.items() if key == "execution_device"}
+    for model in models if placed else ():
+        model.set_clip_options(placed)
 
 
 def encode_tokens(

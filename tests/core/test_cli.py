@@ -125,7 +125,7 @@ def test_nano_is_asked_to_expand_and_the_prompt_stays(
 ) -> None:
     assert run("--task", "t2i", "--expand") == 0
     printed = capsys.readouterr()
-    assert "note: This text encoder can read and not write" in printed.err
+    assert "note: This text encoder cannot write" in printed.err
     metadata = read_image_metadata(tmp_path / "output.png")
     assert metadata["prompt"] == "a red circle"
     assert "original_prompt" not in metadata

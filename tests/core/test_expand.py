@@ -131,7 +131,7 @@ def test_an_encoder_that_cannot_write_gives_the_prompt_back():
     nano = NanoTextEncoder(NanoTextConfig(vocab_size=4, dim=8, num_heads=2, max_len=4), ["fox"])
     result = expand_prompt(nano, "a fox")
     assert (result.prompt, result.expanded) == ("a fox", False)
-    assert "can read and not write" in result.note
+    assert "cannot write (it is nano's" in result.note
 
 
 def test_a_writer_without_a_part_says_which():

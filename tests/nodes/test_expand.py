@@ -242,7 +242,7 @@ def test_what_the_model_wrote_is_the_prompt(host, expand, writer_clip, monkeypat
 def test_nano_passes_the_prompt_through(expand, clip):
     prompt, note = expand(clip, prompt="a red circle moves right")
     assert prompt == "a red circle moves right"
-    assert note.startswith("This text encoder can read and not write (nano's")
+    assert note.startswith("This text encoder cannot write (it is nano's")
 
 
 def test_a_file_without_a_language_head_is_named(expand, load):

@@ -128,13 +128,31 @@ def seeing_clip(run, large, large_clip, give_sight):
 
 
 @pytest.mark.parametrize("task", ["t2v", "t2i"])
-@pytest.mark.parametrize("text", ["A red fox (in snow) walks. Лиса идёт.", "", "word " * 300])
+@pytest.mark.parametrize("text", ["A red fox (in snow) walks. Лиса идёт.", "", "word " * 600])
 def test_large_encoders_equal_the_core(run, large, large_clip, task, text):
     expected = large.encode([text], task=task)
     ((tokens, extra),) = run("K5_TextEncode", clip=large_clip, text=text, task=task)[0]
     assert tokens.shape == expected.tokens.shape
     assert (tokens - expected.tokens).abs().max() < 1e-4
     assert (extra["pooled_output"] - expected.pooled).abs().max() < 1e-4
+
+
+def test_the_host_may_ask_for_a_device_and_not_for_a_layer(run, large_clip, monkeypatch):
+    asked = []
+    for model in (large_clip.cond_stage_model.qwen, large_clip.cond_stage_model.clip):
+        monkeypatch.setattr(model, "set_clip_options", asked.append)
+    large_clip.cond_stage_model.set_clip_options({"layer": -2, "projected_pooled": True})
+    assert asked == []
+    large_clip.cond_stage_model.set_clip_options({"execution_device": "cpu", "layer": -2})
+    assert asked == [{"execution_device": "cpu"}] * 2
+    monkeypatch.undo()
+    skipped = large_clip.clone()
+    skipped.clip_layer(-2)
+    texts = [
+        run("K5_TextEncode", clip=clip, text="a fox", task="t2v")[0][0][0]
+        for clip in (large_clip, skipped)
+    ]
+    assert torch.equal(*texts)
 
 
 def test_native_text_encode_uses_the_loaders_task(host, large, large_clip):

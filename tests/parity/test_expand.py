@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,11 +18,13 @@ from kandinsky_core.text import (
     CannotWriteError,
     QwenClipTextEncoder,
     TokenChooser,
+    Written,
     expand_prompt,
     fit_for_qwen,
 )
 from kandinsky_core.text.expand import expansion_chat
 from kandinsky_core.text.qwen_clip_load import read_language_head
+from kandinsky_core.video import write_image
 
 transformers = pytest.importorskip("transformers")
 
@@ -252,6 +255,23 @@ def folder(reference, tokenizer, tmp_path):
     (tmp_path / "tokenizer").symlink_to(source)
     (tmp_path / "tokenizer_2").symlink_to(source.parents[1] / "sd1_tokenizer")
     return tmp_path
+
+
+def test_the_command_shows_the_picture(folder, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def write(_encoder, chat, image, _choose, _max_tokens):
+        seen.append((chat, image))
+        return Written("A red fox turns its head to the left.", finished=True)
+
+    monkeypatch.setattr(QwenClipTextEncoder, "write", write)
+    write_image(tmp_path / "fox.png", np.full((60, 90, 3), (255, 0, 0), dtype=np.uint8))
+    given = ["expand", "it turns", "--text-encoder", str(folder)]
+    assert main([*given, "--image", str(tmp_path / "fox.png")]) == 0
+    assert capsys.readouterr().out == "A red fox turns its head to the left.\n"
+    ((chat, image),) = seen
+    assert "it is the first frame" in chat
+    assert image[0, :, 20, 20].tolist() == [255, 0, 0]
 
 
 def test_the_command_prints_a_prompt_and_says_what_was_done(folder, capsys):
