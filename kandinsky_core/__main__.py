@@ -1,4 +1,4 @@
-"""Command line: `python -m kandinsky_core` with generate, calibrate, identify or build-kernel."""
+"""Command line: `python -m kandinsky_core` with generate, calibrate, identify, build-kernel..."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from .cli_options import add_model, add_prompt, add_sampling, add_speed
 from .errors import import_extra
+from .workflows import add_convert
 
 if TYPE_CHECKING:
     from .caching import BlockCache, MagCache
@@ -81,6 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     tell.add_argument("path", type=Path, help="a .safetensors file or a folder")
     tell.add_argument("--json", action="store_true", help="print JSON")
     tell.set_defaults(run=run_identify)
+
+    add_convert(commands)
 
     kernel = commands.add_parser(
         "build-kernel", help="compile the CPU kernel of sparse attention, once (optional)"

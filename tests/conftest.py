@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,10 @@ ROOT = environment.ROOT
 EXTRA_MODELS = "-extra-models"
 """Suffix of the folder of models that is not the server's own."""
 MARKED_FOLDERS = ("server", "browser")
+SHARED = Path(os.environ.get("KANDINSKY5_SHARED", ROOT.parent / "shared"))
+"""What lies beside the project; KANDINSKY5_SHARED names another place."""
+OFFICIAL_WORKFLOWS = SHARED / "fixtures" / "official_workflows"
+TEMPLATES = "comfyui_workflow_templates_json"
 
 
 def pytest_addoption(parser):
@@ -38,6 +44,25 @@ def artifacts() -> Path:
     folder = ROOT / "artifacts"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture
+def foreign_workflow():
+    """Reads a workflow of the official pack or one of ComfyUI's templates by name, anew each time.
+
+    Neither is part of the project; a test skips and says which one it lacks.
+    """
+
+    def read(name):
+        path = OFFICIAL_WORKFLOWS / f"{name}.json"
+        if "_kandinsky5_" in name:
+            pytest.importorskip(TEMPLATES, reason="needs comfyui-workflow-templates-json")
+            path = resources.files(TEMPLATES) / "templates" / f"{name}.json"
+        elif not path.is_file():
+            pytest.skip(f"needs {path}; KANDINSKY5_SHARED names another place than {SHARED}")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    return read
 
 
 @pytest.fixture(scope="session")

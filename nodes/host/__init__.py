@@ -24,6 +24,7 @@ from .model import (
     to_model_space,
     to_vae_space,
 )
+from .routes import add_routes
 from .run import set_conditioning
 from .sampling import sample_latents, sampling_shift
 from .text import TASKS, encode_text, load_text_encoders
@@ -37,6 +38,7 @@ __all__ = [
     "WEIGHT_DTYPES",
     "AttentionChoice",
     "Folder",
+    "add_routes",
     "check_size",
     "choices",
     "decode_frames",
