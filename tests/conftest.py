@@ -19,6 +19,8 @@ MARKED_FOLDERS = ("server", "browser")
 SHARED = Path(os.environ.get("KANDINSKY5_SHARED", ROOT.parent / "shared"))
 """What lies beside the project; KANDINSKY5_SHARED names another place."""
 OFFICIAL_WORKFLOWS = SHARED / "fixtures" / "official_workflows"
+VALUE_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+NOTES = ("MarkdownNote", "Note")
 TEMPLATES = "comfyui_workflow_templates_json"
 
 
@@ -63,6 +65,36 @@ def foreign_workflow():
         return json.loads(path.read_text(encoding="utf-8"))
 
     return read
+
+
+@pytest.fixture(scope="session")
+def to_api():
+    """What the page does before it queues a workflow: `to_api(workflow, inputs_of) -> API form`.
+
+    `inputs_of(type)` gives a node's {"required": {name: [type, options]}, "optional": {...}}.
+    """
+
+    def convert(workflow, inputs_of):
+        links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+        nodes = (node for node in workflow["nodes"] if node["type"] not in NOTES)
+        return {str(node["id"]): _api_node(node, links, inputs_of(node["type"])) for node in nodes}
+
+    return convert
+
+
+def _api_node(node, links, spec):
+    saved = list(node["widgets_values"])
+    inputs = {}
+    for name, (kind, *options) in {**spec["required"], **spec.get("optional", {})}.items():
+        if not isinstance(kind, str) or kind in VALUE_TYPES:
+            options = options[0] if options else {}
+            inputs[name] = saved.pop(0) if saved else options["default"]
+            if options.get("control_after_generate"):
+                saved.pop(0)
+    for each in node["inputs"]:
+        if each["link"] is not None:
+            inputs[each["name"]] = links[each["link"]]
+    return {"class_type": node["type"], "inputs": inputs}
 
 
 @pytest.fixture(scope="session")
