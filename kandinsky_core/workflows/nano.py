@@ -24,13 +24,13 @@ _VALUES: dict[str, dict[str, Any]] = {
 }
 
 
-def put_nano(graph: Graph) -> list[str]:
+def put_nano(graph: Graph) -> tuple[list[str], list[str]]:
     """Set files, sizes and settings to nano's, in place.
 
     Returns:
-        What was set, a sentence a node.
+        What was set, a sentence a node; and what nano cannot do.
     """
-    lines = []
+    lines, lost = [], []
     for node in graph.nodes.values():
         values = dict(_VALUES.get(node.type, {}))
         if "width" in values and node.inputs.get("length") != 1:
@@ -42,7 +42,9 @@ def put_nano(graph: Graph) -> list[str]:
                 node.raw = {**node.raw, "properties": {}}  # it names files to fetch
             told = ", ".join(f"{name} {value}" for name, value in values.items())
             lines.append(f"For nano, {node.label} has {told}.")
-    return lines
+        if node.type == "K5_EditImage":
+            lost.append(f"{node.label}: nano was not trained to edit; load an image-edit model.")
+    return lines, lost
 
 
 def _fitted(graph: Graph, node: Node, name: str) -> bool:
