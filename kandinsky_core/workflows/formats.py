@@ -11,7 +11,7 @@ from ..errors import WorkflowError
 from .api_format import read_api, write_api
 from .graph import Graph, Json
 from .subgraphs import expand_subgraphs
-from .ui_format import read_ui, write_ui
+from .ui_format import check_part, read_ui, write_ui
 
 EXPECTED = (
     "expected a ComfyUI workflow, either as saved (nodes and links) or exported for the API "
@@ -55,7 +55,7 @@ def read_workflow(document: Any, wanted: Callable[[Json], bool]) -> tuple[Graph,
         what = "an empty object" if document == {} else type(document).__name__
         raise WorkflowError(f"Found {what}: {EXPECTED}.")
     if isinstance(document.get("nodes"), list) and isinstance(document.get("links"), list):
-        _check_nodes(document)
+        check_part(document)
         document, laid_out = expand_subgraphs(document, wanted)
         graph = read_ui(document)
     elif all(isinstance(each, dict) and "class_type" in each for each in document.values()):
@@ -70,16 +70,3 @@ def read_workflow(document: Any, wanted: Callable[[Json], bool]) -> tuple[Graph,
 def write_workflow(graph: Graph) -> Json:
     """The workflow in the format it came in."""
     return write_ui(graph) if graph.format == "ui" else write_api(graph)
-
-
-def _check_nodes(document: Json) -> None:
-    subgraphs = (document.get("definitions") or {}).get("subgraphs") or []
-    for part in (document, *subgraphs):
-        for node in part["nodes"]:
-            if not isinstance(node, dict) or not isinstance(node.get("id"), int):
-                raise WorkflowError(
-                    f"nodes: expected objects with a whole number as id, found {str(node)[:60]}; "
-                    "save the workflow again."
-                )
-            if not isinstance(node.get("type"), str):
-                raise WorkflowError(f"Node {node['id']} has no type; save the workflow again.")

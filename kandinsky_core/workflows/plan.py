@@ -8,6 +8,7 @@ from typing import Any
 
 from .graph import Graph, Json, Link, Node
 from .tables import (
+    AFTER_SAMPLING,
     CLIP_TYPES,
     DECODERS,
     IMAGE_CLIP,
@@ -15,7 +16,7 @@ from .tables import (
     ONLY_KANDINSKY,
     SAMPLERS,
 )
-from .ui_format import widget_names
+from .ui_format import widget_values
 
 _NAME = re.compile(r"kandinsky[-_. ]?5", re.IGNORECASE)
 _STOP = (*SAMPLERS, *DECODERS)
@@ -32,9 +33,7 @@ def is_kandinsky(node_type: str, values: Json) -> bool:
 
 def is_kandinsky_raw(raw: Json) -> bool:
     """The same of a node as the UI format has it."""
-    values = raw.get("widgets_values")
-    named = dict(zip(widget_names(raw["type"]), values, strict=False)) if values else {}
-    return is_kandinsky(raw["type"], named)
+    return is_kandinsky(raw["type"], widget_values(raw))
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Plan:
         for chain in self.chains:
             self.members |= {chain.sampler, *chain.ancestors}
         for node in graph.nodes.values():
-            if node.type in DECODERS and self.chain_above(node.id):
+            if node.type in AFTER_SAMPLING and self.chain_above(node.id):
                 self.members.add(node.id)
                 vae = node.inputs.get("vae")
                 if isinstance(vae, Link):

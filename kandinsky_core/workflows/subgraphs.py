@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import WorkflowError
 from .graph import BYPASSED, MUTED, Json
-from .ui_format import Wire, box, position, read_wire, widget_names
+from .ui_format import Wire, box, check_part, position, read_wire, widget_names
 
 INPUTS, OUTPUTS = -10, -20
 MARGIN = 60  # pixels
@@ -31,9 +31,9 @@ def expand_subgraphs(document: Json, wanted: Wanted) -> tuple[Json, list[str]]:
         The workflow, and the names of the subgraphs that were laid out.
 
     Raises:
-        WorkflowError: A definition contains itself.
+        WorkflowError: A definition contains itself, or is not as the format has it.
     """
-    definitions = {each["id"]: each for each in _definitions(document)}
+    definitions = _definitions(document)
     useful = {each for each in definitions if _holds(each, definitions, wanted, ())}
     document = copy.deepcopy(document)
     document["links"] = [read_wire(raw) for raw in document["links"]]
@@ -48,8 +48,18 @@ def expand_subgraphs(document: Json, wanted: Wanted) -> tuple[Json, list[str]]:
     return document, names
 
 
-def _definitions(document: Json) -> list[Json]:
-    return (document.get("definitions") or {}).get("subgraphs") or []
+def _definitions(document: Json) -> dict[str, Json]:
+    found = {}
+    for each in (document.get("definitions") or {}).get("subgraphs") or []:
+        for key in ("nodes", "links", "inputs"):
+            if not isinstance(each.get(key), list):
+                raise WorkflowError(
+                    f"The subgraph {each.get('name', '')!r} has no list of {key}; "
+                    "save the workflow again."
+                )
+        check_part(each, (INPUTS, OUTPUTS))
+        found[each["id"]] = each
+    return found
 
 
 def _holds(each: str, definitions: dict[str, Json], wanted: Wanted, above: tuple[str, ...]) -> bool:

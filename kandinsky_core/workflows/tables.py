@@ -173,6 +173,7 @@ ONLY_KANDINSKY = (
     *("Kandinsky5LoadTextEmbedders", "Kandinsky5LoadDiT", "Kandinsky5LoadVAE", "expand_prompt"),
     *("Kandinsky5TextEncode", "Kandinsky5VAEImageEncode", "Kandinsky5VAEDecode"),
     *("Kandinsky5Generate", "CLIPTextEncodeKandinsky5", "Kandinsky5ImageToVideo"),
-    *("ReplaceVideoLatentFrames", "NormalizeVideoLatentStart"),
 )
 """Types that are of this family wherever they stand."""
+AFTER_SAMPLING = (*DECODERS, "ReplaceVideoLatentFrames", "NormalizeVideoLatentStart")
+"""Types that are of this family where a sampler of it is before them."""

@@ -48,33 +48,71 @@ def widget_names(node_type: str) -> list[str]:
     return OURS[node_type].widgets() if node_type in OURS else list(WIDGETS.get(node_type, ()))
 
 
-def read_ui(document: Json) -> Graph:
-    """Read a workflow.
+def widget_values(raw: Json) -> Json:
+    """Name -> saved value, of the types we know."""
+    values = raw.get("widgets_values") or []
+    known = widget_names(raw["type"])
+    if isinstance(values, dict):
+        return {name: values[name] for name in known if name in values}
+    return dict(zip(known, values, strict=False))
+
+
+def check_part(part: Json, borders: tuple[int, ...] = ()) -> None:
+    """Refuse a workflow or subgraph whose nodes and links do not fit together.
+
+    Args:
+        part: What holds `nodes` and `links`.
+        borders: Ids that links may end at beside those of nodes.
 
     Raises:
-        WorkflowError: A node or link is not as the format has it.
+        WorkflowError: Something is missing; the sentence says what.
+    """
+    slots: dict[tuple[int, str], int] = {}
+    for node in part["nodes"]:
+        if not isinstance(node, dict) or not isinstance(node.get("id"), int):
+            raise WorkflowError(
+                f"nodes: expected objects with a whole number as id, found {str(node)[:60]}; "
+                "save the workflow again."
+            )
+        if not isinstance(node.get("type"), str):
+            raise WorkflowError(f"Node {node['id']} has no type; save the workflow again.")
+        for side in ("inputs", "outputs"):
+            entries = node.get(side) or []
+            if not all(
+                isinstance(each, dict) and {"name", "type"} <= set(each) for each in entries
+            ):
+                raise WorkflowError(
+                    f"{node['type']} {node['id']}: expected its {side} as objects with name and "
+                    "type; save the workflow again."
+                )
+            slots[node["id"], side] = len(entries)
+    for wire in map(read_wire, part["links"]):
+        ends = (
+            (wire.source, "outputs", wire.source_slot),
+            (wire.target, "inputs", wire.target_slot),
+        )
+        for node_id, side, slot in ends:
+            if node_id not in borders and slot not in range(slots.get((node_id, side), 0)):
+                what = f"{side[:-1]} {slot} of node {node_id}"
+                raise WorkflowError(
+                    f"Link {wire.id} ({wire.type}) ends at {what}, which the workflow does not "
+                    "have; open it in ComfyUI, repair the link, save again."
+                )
+
+
+def read_ui(document: Json) -> Graph:
+    """Read a workflow that `check_part` has passed.
+
+    Raises:
+        WorkflowError: An input names a link that does not exist.
     """
     wires = {wire.id: wire for wire in map(read_wire, document["links"])}
-    ids = {raw["id"] for raw in document["nodes"]}
-    for wire in wires.values():
-        for end in (wire.source, wire.target):
-            if end not in ids:
-                raise WorkflowError(
-                    f"Link {wire.id} ({wire.type}) ends at node {end}, which the workflow does "
-                    "not have; open it in ComfyUI, repair the link, save again."
-                )
     nodes = [_read_node(raw, wires) for raw in document["nodes"]]
     return Graph("ui", {node.id: node for node in nodes}, document)
 
 
 def _read_node(raw: Json, wires: Mapping[int, Wire]) -> Node:
-    values = raw.get("widgets_values") or []
-    known = widget_names(raw["type"])
-    inputs = (
-        {name: values[name] for name in known if name in values}
-        if isinstance(values, dict)
-        else dict(zip(known, values, strict=False))
-    )
+    inputs = widget_values(raw)
     for each in raw.get("inputs") or []:
         if each.get("link") is None:
             continue

@@ -383,6 +383,63 @@ def test_api_format_stays_api_format():
     assert len(report.lost) == 4
 
 
+def test_official_nodes_in_api_format_become_ours():
+    file = "kandinsky5lite_t2v_sft_10s.safetensors"
+    text = {"model": ["2", 0], "gen_type": ["1", 2]}
+    official = {
+        "1": api("Kandinsky5LoadDiT", dit=file),
+        "2": api("Kandinsky5LoadTextEmbedders", qwen="qwen", clip="clip", qwen_quantized=False),
+        "3": api("Kandinsky5LoadVAE", vae="hunyuan_vae"),
+        "4": api("expand_prompt", model=["2", 0], gen_type=["1", 2], prompt="a fox"),
+        "5": api("Kandinsky5TextEncode", **text, prompt="", extended_text=["4", 0]),
+        "6": api("Kandinsky5TextEncode", **text, prompt="static"),
+        "7": api(
+            "Kandinsky5Generate",
+            model=["1", 0],
+            config=["1", 1],
+            steps=16,
+            width=768,
+            height=512,
+            length=241,
+            cfg=1.0,
+            scheduler_scale=10.0,
+            positive_emb=["5", 0],
+            positive_clip=["5", 1],
+            negative_emb=["6", 0],
+            negative_clip=["6", 1],
+            gen_type=["1", 2],
+            seed=3,
+        ),
+        "8": api("Kandinsky5VAEDecode", model=["3", 0], latent=["7", 0]),
+        "9": api("SaveImage", images=["8", 0], filename_prefix="fox"),
+    }
+    workflow, report = convert_workflow(official)
+    size = {"width": 768, "height": 512, "length": 241, "batch_size": 1, "seconds": 0}
+    assert workflow == {
+        "1": api("K5_LoadModel", model_name=file, weight_dtype="default"),
+        "2": api("K5_LoadTextEncoders", qwen_name="qwen", clip_name="clip", task="t2v"),
+        "3": api("K5_LoadVAE", vae_name="hunyuan_vae"),
+        "5": api("K5_TextEncode", clip=["2", 0], text="a fox", task="t2v"),
+        "6": api("K5_TextEncode", clip=["2", 0], text="static", task="t2v"),
+        "7": api(
+            "K5_Sampler",
+            model=["1", 0],
+            positive=["5", 0],
+            negative=["6", 0],
+            latent=["10", 0],
+            seed=3,
+            cfg=1.0,
+            steps=16,
+            shift=10.0,
+            denoise=1,
+        ),
+        "10": api("K5_EmptyLatent", **size, model=["1", 0]),
+        "8": api("K5_Decode", vae=["3", 0], latent=["7", 0], memory_budget_gb=0),
+        "9": official["9"],
+    }
+    assert len(report.lost) == 1
+
+
 def test_another_model_in_the_same_workflow_is_left_alone():
     other = {
         "20": api("UNETLoader", unet_name="wan.safetensors", weight_dtype="default"),
@@ -399,7 +456,8 @@ def test_another_model_in_the_same_workflow_is_left_alone():
             **SAMPLER,
             **EULER,
         ),
-        "26": api("VAEDecode", samples=["25", 0], vae=["23", 0]),
+        "26": api("NormalizeVideoLatentStart", latent=["25", 0], start_frame_count=4),
+        "27": api("VAEDecode", samples=["26", 0], vae=["23", 0]),
     }
     workflow, _ = convert_workflow({**API, **other})
     assert {key: workflow[key] for key in other} == other
@@ -506,7 +564,10 @@ def test_broken_links_are_refused(foreign_workflow):
 
     document = foreign_workflow("kandinsky5_lite_T2V")
     no_node = {**document, "nodes": [n for n in document["nodes"] if n["id"] != 74]}
-    assert "ends at node 74" in refused(no_node)
+    assert "ends at output 0 of node 74" in refused(no_node)
+    wrong_slot = copy.deepcopy(document)
+    wrong_slot["links"][0][4] = 9
+    assert "Link 139 (MODEL) ends at input 9 of node 68" in refused(wrong_slot)
     no_link = {**document, "links": document["links"][1:]}
     assert "names link 139" in refused(no_link)
     no_shape = {**document, "links": [[1, 2]]}
@@ -518,6 +579,8 @@ def test_a_subgraph_in_itself_is_refused(foreign_workflow):
     (definition,) = document["definitions"]["subgraphs"]
     definition["nodes"].append({"id": 50, "type": definition["id"], "pos": [0, 0]})
     assert "'Kandinsky5 Text to Video' contains itself" in refused(document)
+    del definition["links"]
+    assert "'Kandinsky5 Text to Video' has no list of links" in refused(document)
 
 
 def test_command_writes_the_result_and_tells(tmp_path, capsys):

@@ -34,7 +34,9 @@ async function convert() {
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ workflow }),
   });
-  const answer = await response.json();
+  const answer = await response
+    .json()
+    .catch(() => ({ error: `ComfyUI answered ${response.status} ${response.statusText}.` }));
   if (!response.ok) {
     tell("error", LABEL, [answer.error]);
     return;
