@@ -137,7 +137,7 @@ class _Builder:
         for old in self._graph.nodes.values():
             replacement = self._replacements.get(old.id)
             if replacement is None:
-                inputs = self._resolve_inputs(old.label, old.inputs, kept=True)
+                inputs = self._resolve_inputs(old.label, old.inputs)
                 nodes.append(Node(old.id, old.type, inputs, old.raw))
                 self._report.kept.append(f"{old.label} stays as it is.")
                 continue
@@ -160,18 +160,17 @@ class _Builder:
 
     def _make(self, new: NewNode, old: Node) -> Node:
         node_id = self._ids[new]
-        inputs = self._resolve_inputs(f"{new.type} {node_id}", new.inputs, kept=False)
+        inputs = self._resolve_inputs(f"{new.type} {node_id}", new.inputs)
         raw = old.raw
         if node_id != old.id:  # beside the one that takes its place
             raw = {key: raw[key] for key in ("pos", "mode") if key in raw}
         return Node(node_id, new.type, inputs, raw, made=True)
 
-    def _resolve_inputs(self, label: str, inputs: Json, *, kept: bool) -> Json:
+    def _resolve_inputs(self, label: str, inputs: Json) -> Json:
         resolved = {}
         for name, value in inputs.items():
             new = self._resolve(value)
-            # a value can be put into a node of ours, but not where only a link was known
-            if new is LOST or (kept and isinstance(value, Link) and not isinstance(new, Link)):
+            if new is LOST:
                 source = self._graph.nodes[value.node].label
                 self._report.lost.append(
                     f"{label}: its input {name!r} came from {source}, which gives nothing like it "

@@ -68,13 +68,16 @@ def _official_encode(node: Node, plan: Plan) -> Replacement:
     return Replacement(made.nodes, {0: made.outputs[0], 1: made.outputs[0]}, lost=lost)
 
 
-def _official_expand(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
-    prompt = node.inputs.get("prompt", "")
-    return Replacement(
-        outputs={0: prompt, 1: prompt},
-        became="the text of K5_TextEncode",
-        lost=["prompt expansion has no counterpart; the prompt is used as it was typed"],
+def _official_expand(node: Node, plan: Plan) -> Replacement:
+    made = make_one(
+        "K5_ExpandPrompt",
+        clip=node.inputs.get("model"),
+        prompt=node.inputs.get("prompt", ""),
+        task=plan.task(node.id),
+        image=node.inputs.get("image"),
     )
+    # its log is the expanded prompt again
+    return Replacement(made.nodes, {0: made.outputs[0], 1: made.outputs[0]})
 
 
 def _fitted(image: Link, plan: Plan, encode: str) -> Link:

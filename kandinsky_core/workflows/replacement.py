@@ -36,7 +36,7 @@ class Replacement:
     nodes: list[NewNode] = field(default_factory=list)
     """The last one takes the old node's id and title."""
     outputs: dict[int, Any] = field(default_factory=dict)
-    """Old output -> `Out`, `Link` into the old workflow, value, or `LOST`."""
+    """Old output -> `Out`, `Link` into the old workflow, or `LOST`."""
     became: str = ""
     """Where it went when it is no node of its own any more."""
     lost: list[str] = field(default_factory=list)

@@ -70,6 +70,19 @@ OURS: dict[str, NodeSpec] = {
         ),
         (("CONDITIONING", "CONDITIONING"),),
     ),
+    "K5_ExpandPrompt": NodeSpec(
+        (
+            Input("clip", "CLIP"),
+            Input("prompt", "STRING", ""),
+            Input("task", "COMBO", "t2v"),
+            Input("language", "COMBO", "English"),
+            Input("seed", "INT", 0),
+            Input("max_tokens", "INT", 256),
+            Input("temperature", "FLOAT", 0.7),
+            Input("image", "IMAGE"),
+        ),
+        (("prompt", "STRING"), ("note", "STRING")),
+    ),
     "K5_EmptyLatent": NodeSpec(
         (*_SIZE, Input("seconds", "FLOAT", 0), Input("model", "MODEL")),
         (("LATENT", "LATENT"),),

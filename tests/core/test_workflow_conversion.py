@@ -167,7 +167,7 @@ def test_file_becomes_our_nodes_with_its_values(foreign_workflow, name):
         assert of_type(workflow, node_type)["widgets_values"] == values, node_type
     types = [node["type"] for node in workflow["nodes"]]
     others = set(types) - set(expected)
-    assert others <= {"K5_TextEncode", "PrimitiveInt", "MarkdownNote"}
+    assert others <= {"K5_TextEncode", "K5_ExpandPrompt", "PrimitiveInt", "MarkdownNote"}
     assert set(types) <= NATIVE | set(OURS)
     assert "definitions" not in workflow
 
@@ -177,9 +177,15 @@ def test_file_becomes_our_nodes_with_its_values(foreign_workflow, name):
     for side, text in zip(("positive", "negative"), prompts, strict=True):
         encode = sources(workflow, node, side)
         assert encode["type"] == "K5_TextEncode"
-        assert encode["widgets_values"][0].startswith(text)
-        assert bool(text) == bool(encode["widgets_values"][0])
         assert encode["widgets_values"][1] == task
+        written = encode["widgets_values"][0]
+        if side == "positive" and name in OFFICIAL:
+            assert written == ""
+            expand = sources(workflow, encode, "text")
+            written, *settings = expand["widgets_values"]
+            assert settings == [task, "English", 0, "fixed", 256, 0.7]
+        assert written.startswith(text)
+        assert bool(written) == bool(text)
 
 
 @every_file
@@ -203,7 +209,7 @@ def test_nothing_is_dropped_without_a_word(foreign_workflow, name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("kandinsky5_lite_T2V", ["expand_prompt 68: prompt expansion", "precision bfloat16"]),
+        ("kandinsky5_lite_T2V", ["precision bfloat16 is not carried over"]),
         ("kandinsky5_lite_I2V", ["width 768 and height 512", "Qwen is not quantized"]),
         ("video_kandinsky5_t2v", ["euler_ancestral with scheduler beta has no counterpart"]),
     ],
@@ -219,7 +225,11 @@ def test_official_text_to_video_is_wired_like_our_own_workflow(foreign_workflow)
     beside = ("K5_Settings", "CreateVideo", "SaveVideo")  # of the file that is written
     ours = {link for link in wires(own) if not {link[0], link[2]} & set(beside)}
     saved = ("K5_Decode", "IMAGE", "SaveAnimatedWEBP", "images")
-    assert wires(workflow) == ours | {saved}
+    expanded = {
+        ("K5_LoadTextEncoders", "CLIP", "K5_ExpandPrompt", "clip"),
+        ("K5_ExpandPrompt", "prompt", "K5_TextEncode", "text"),
+    }
+    assert wires(workflow) == ours | expanded | {saved}
 
 
 def test_official_image_to_video_takes_size_and_picture_from_one_crop(foreign_workflow):
@@ -238,7 +248,8 @@ def test_official_edit_shows_one_crop_to_encoder_and_model(foreign_workflow):
     assert ("K5_FitImage", "image", "K5_TextEncode", "image") in found
     assert ("K5_FitImage", "image", "K5_EditImage", "image") in found
     assert ("K5_EditImage", "latent", "K5_Sampler", "latent") in found
-    assert {link[2] for link in found if link[0] == "LoadImage"} == {"K5_FitImage"}
+    pictured = {link[2] for link in found if link[0] == "LoadImage"}
+    assert pictured == {"K5_FitImage", "K5_ExpandPrompt"}
 
 
 def test_template_keeps_what_feeds_its_size(foreign_workflow):
@@ -415,11 +426,13 @@ def test_official_nodes_in_api_format_become_ours():
     }
     workflow, report = convert_workflow(official)
     size = {"width": 768, "height": 512, "length": 241, "batch_size": 1, "seconds": 0}
+    expansion = {"language": "English", "seed": 0, "max_tokens": 256, "temperature": 0.7}
     assert workflow == {
         "1": api("K5_LoadModel", model_name=file, weight_dtype="default"),
         "2": api("K5_LoadTextEncoders", qwen_name="qwen", clip_name="clip", task="t2v"),
         "3": api("K5_LoadVAE", vae_name="hunyuan_vae"),
-        "5": api("K5_TextEncode", clip=["2", 0], text="a fox", task="t2v"),
+        "4": api("K5_ExpandPrompt", clip=["2", 0], prompt="a fox", task="t2v", **expansion),
+        "5": api("K5_TextEncode", clip=["2", 0], text=["4", 0], task="t2v"),
         "6": api("K5_TextEncode", clip=["2", 0], text="static", task="t2v"),
         "7": api(
             "K5_Sampler",
@@ -437,7 +450,7 @@ def test_official_nodes_in_api_format_become_ours():
         "8": api("K5_Decode", vae=["3", 0], latent=["7", 0], memory_budget_gb=0),
         "9": official["9"],
     }
-    assert len(report.lost) == 1
+    assert report.lost == []
 
 
 def test_another_model_in_the_same_workflow_is_left_alone():
