@@ -1,4 +1,4 @@
-"""Command line: `python -m kandinsky_core` with generate, calibrate, identify, build-kernel..."""
+"""Command line: `python -m kandinsky_core`; `--help` lists the commands."""
 
 from __future__ import annotations
 
