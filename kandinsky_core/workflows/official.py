@@ -6,8 +6,10 @@ where there is one; tokens and pooled vector are two sockets; names of files are
 
 from __future__ import annotations
 
+from typing import Any
+
 from .graph import Link, Node
-from .plan import Plan
+from .plan import Chain, Plan
 from .replacement import (
     LOST,
     NewNode,
@@ -24,7 +26,7 @@ FITTED = 1
 """First of the outputs that the rules give Kandinsky5VAEImageEncode: image, width, height."""
 
 
-def _official_text_encoders(node: Node, plan: Plan) -> Replacement:
+def _text_encoders(node: Node, plan: Plan) -> Replacement:
     get = node.inputs.get
     made = make_one(
         "K5_LoadTextEncoders",
@@ -39,16 +41,16 @@ def _official_text_encoders(node: Node, plan: Plan) -> Replacement:
     return made
 
 
-def _official_model(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001  rules are alike
+def _model(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001  rules are alike
     made = make_one("K5_LoadModel", model_name=node.inputs.get("dit"), weight_dtype="default")
     return Replacement(made.nodes, {**made.outputs, 1: LOST, 2: LOST})
 
 
-def _official_vae(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
+def _vae(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
     return make_one("K5_LoadVAE", vae_name=node.inputs.get("vae"))
 
 
-def _official_encode(node: Node, plan: Plan) -> Replacement:
+def _encode(node: Node, plan: Plan) -> Replacement:
     get, task = node.inputs.get, plan.task(node.id)
     extended = get("extended_text")
     image, lost = get("image"), []
@@ -68,7 +70,7 @@ def _official_encode(node: Node, plan: Plan) -> Replacement:
     return Replacement(made.nodes, {0: made.outputs[0], 1: made.outputs[0]}, lost=lost)
 
 
-def _official_expand(node: Node, plan: Plan) -> Replacement:
+def _expand(node: Node, plan: Plan) -> Replacement:
     made = make_one(
         "K5_ExpandPrompt",
         clip=node.inputs.get("model"),
@@ -90,7 +92,7 @@ def _fitted(image: Link, plan: Plan, encode: str) -> Link:
     return image
 
 
-def _official_image(node: Node, plan: Plan) -> Replacement:
+def _image(node: Node, plan: Plan) -> Replacement:
     below = plan.chains_below(node.id)
     made = make_one(
         "K5_FitImage",
@@ -105,75 +107,71 @@ def _official_image(node: Node, plan: Plan) -> Replacement:
     return Replacement(made.nodes, {0: LOST, **fitted})
 
 
-def _official_generate(node: Node, plan: Plan) -> Replacement:
+def _start(node: Node, chain: Chain, plan: Plan) -> tuple[NewNode, list[Any], list[str]]:
+    """What a sampler starts from: its node, the three inputs it gives, and what could not be."""
+    get = node.inputs.get
+    conditioning = {"positive": get("positive_emb"), "negative": get("negative_emb")}
+    size = {name: get(name) for name in ("width", "height")}
+    # the official node makes one frame of any length where it makes an image
+    length = get("length") if chain.task in ("t2v", "i2v") else 1
+    encoder = plan.graph.nodes.get(getattr(get("image_latent"), "node", ""))
+    if encoder is None or encoder.type != "Kandinsky5VAEImageEncode":
+        model = loaded_model(chain, plan)
+        latent = NewNode(
+            "K5_EmptyLatent", {**size, "length": length, "batch_size": 1, "model": model}
+        )
+        lost = [f"the image latent of {encoder.label} cannot be connected"] if encoder else []
+        return latent, [*conditioning.values(), Out(latent)], lost
+    fitted = {name: Link(encoder.id, FITTED + slot) for slot, name in enumerate(("image", *size))}
+    inputs = {**conditioning, "vae": encoder.inputs.get("model"), "batch_size": 1}
+    if chain.task == "i2i":
+        latent = NewNode("K5_EditImage", {**inputs, "image": fitted["image"]})
+    else:
+        latent = NewNode("K5_ImageToVideo", {**inputs, **fitted, "length": length})
+    ignored = " and ".join(
+        name if isinstance(value, Link) else f"{name} {value}" for name, value in size.items()
+    )
+    lost = [
+        f"{ignored} had no effect beside an image and are left out; K5_FitImage chooses the size, "
+        "or set it there"
+    ]
+    return latent, [Out(latent, slot) for slot in range(3)], lost
+
+
+def _generate(node: Node, plan: Plan) -> Replacement:
     get = node.inputs.get
     (chain,) = (each for each in plan.chains if each.sampler == node.id)
-    conditioning = {"positive": get("positive_emb"), "negative": get("negative_emb")}
-    encoder = plan.graph.nodes.get(getattr(get("image_latent"), "node", ""))
-    lost = []
-    size = {name: get(name) for name in ("width", "height")}
-    length = get("length") if chain.task in ("t2v", "i2v") else 1
-    if encoder is None or encoder.type != "Kandinsky5VAEImageEncode":
-        latent = NewNode(
-            "K5_EmptyLatent",
-            {
-                **size,
-                "length": length,
-                "batch_size": 1,
-                "seconds": 0,
-                "model": loaded_model(chain, plan),
-            },
-        )
-        outs = [*conditioning.values(), Out(latent)]
-        if encoder is not None:
-            lost.append(f"the image latent of {encoder.label} cannot be connected")
-    else:
-        fitted = {
-            name: Link(encoder.id, FITTED + slot) for slot, name in enumerate(("image", *size))
-        }
-        shared = {**conditioning, "vae": encoder.inputs.get("model"), "batch_size": 1}
-        if chain.task == "i2i":
-            latent = NewNode("K5_EditImage", {**shared, "image": fitted["image"]})
-        else:
-            latent = NewNode("K5_ImageToVideo", {**shared, **fitted, "length": length})
-        outs = [Out(latent, slot) for slot in range(3)]
-        if all(isinstance(each, int) for each in size.values()):
-            lost.append(
-                f"width {size['width']} and height {size['height']} had no effect beside an image "
-                "and are left out; K5_FitImage chooses the size, or set it there"
-            )
-    made = [latent]
-    if get("precision") is not None:
-        lost.append(
-            f"precision {get('precision')} is not carried over; K5_LoadModel's weight_dtype is it"
-        )
+    latent, given, lost = _start(node, chain, plan)
     sampler = NewNode(
         "K5_Sampler",
         {
             "model": get("model"),
-            **dict(zip(("positive", "negative", "latent"), outs, strict=True)),
+            **dict(zip(("positive", "negative", "latent"), given, strict=True)),
             **{name: get(name) for name in ("seed", CONTROL, "cfg", "steps")},
             "shift": get("scheduler_scale"),
             "denoise": 1,
         },
     )
-    result = sampler
-    if latent.type == "K5_ImageToVideo":
-        # the official pipeline does it, its ComfyUI node does not
-        result = NewNode(
-            "K5_NormalizeFirstFrames", {"model": loaded_model(chain, plan), "latent": Out(sampler)}
+    if get("precision") is not None:
+        lost.append(
+            f"precision {get('precision')} is not carried over; K5_LoadModel's weight_dtype is it"
         )
-        made.append(result)
-    return Replacement([*made, sampler], {0: Out(result)}, lost=lost)
+    if latent.type != "K5_ImageToVideo":
+        return Replacement([latent, sampler], {0: Out(sampler)}, lost=lost)
+    # the official pipeline does this after sampling, its ComfyUI node does not
+    normalize = NewNode(
+        "K5_NormalizeFirstFrames", {"model": loaded_model(chain, plan), "latent": Out(sampler)}
+    )
+    return Replacement([latent, normalize, sampler], {0: Out(normalize)}, lost=lost)
 
 
 OFFICIAL: dict[str, Rule] = {
-    "Kandinsky5LoadTextEmbedders": _official_text_encoders,
-    "Kandinsky5LoadDiT": _official_model,
-    "Kandinsky5LoadVAE": _official_vae,
-    "Kandinsky5TextEncode": _official_encode,
-    "expand_prompt": _official_expand,
-    "Kandinsky5VAEImageEncode": _official_image,
-    "Kandinsky5Generate": _official_generate,
+    "Kandinsky5LoadTextEmbedders": _text_encoders,
+    "Kandinsky5LoadDiT": _model,
+    "Kandinsky5LoadVAE": _vae,
+    "Kandinsky5TextEncode": _encode,
+    "expand_prompt": _expand,
+    "Kandinsky5VAEImageEncode": _image,
+    "Kandinsky5Generate": _generate,
     "Kandinsky5VAEDecode": make_decode("model", "latent"),
 }

@@ -48,11 +48,14 @@ Rule = Callable[[Node, Plan], Replacement | None]
 
 
 def make_one(node_type: str, outputs: int = 1, /, **inputs: Any) -> Replacement:
+    """One node of ours whose outputs are the old one's; inputs that are None are left out."""
     new = NewNode(node_type, {name: value for name, value in inputs.items() if value is not None})
     return Replacement([new], {slot: Out(new, slot) for slot in range(outputs)})
 
 
 def make_decode(vae: str, latent: str) -> Rule:
+    """A rule for a decoder whose inputs have these names."""
+
     def rule(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
         made = make_one(
             "K5_Decode",
