@@ -1,4 +1,4 @@
-"""Command line: `python -m kandinsky_core` and a command; `--help` lists them."""
+"""Command line: `python -m kandinsky_core`; `--help` lists the commands."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .cli_lora import add_lora_commands
 from .cli_options import add_model, add_prompt, add_sampling, add_speed, parse_lora
 from .cli_output import check_outputs, sample_with_progress, say, suffix_of, write_result
 from .errors import import_extra
+from .workflows import add_convert
 
 if TYPE_CHECKING:
     from .caching import MagCache
@@ -101,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     tell.set_defaults(run=run_identify)
 
     add_lora_commands(commands)
+    add_convert(commands)
 
     kernel = commands.add_parser(
         "build-kernel", help="compile the CPU kernel of sparse attention, once (optional)"

@@ -17,6 +17,10 @@ class OutputError(ValueError):
     """A file cannot be written: no room, no permission, or no such folder."""
 
 
+class WorkflowError(ValueError):
+    """A ComfyUI workflow cannot be read or converted."""
+
+
 class MissingExtraError(ImportError):
     """An optional package is needed and not installed."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import host
 from .continuing import ExtendVideo, FirstLastFrame
 from .decode import Decode
 from .editing import EditImage, FitImage
@@ -49,6 +50,10 @@ NODES: list[type[io.ComfyNode]] = [
 
 class Kandinsky5Extension(ComfyExtension):
     """The pack as ComfyUI sees it."""
+
+    def __init__(self) -> None:
+        # here, because no host up to 0.11 calls on_load
+        host.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """List the nodes."""

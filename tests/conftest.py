@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,12 @@ ROOT = environment.ROOT
 EXTRA_MODELS = "-extra-models"
 """Suffix of the folder of models that is not the server's own."""
 MARKED_FOLDERS = ("server", "browser")
+SHARED = Path(os.environ.get("KANDINSKY5_SHARED", ROOT.parent / "shared"))
+"""What lies beside the project; KANDINSKY5_SHARED names another place."""
+OFFICIAL_WORKFLOWS = SHARED / "fixtures" / "official_workflows"
+VALUE_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+NOTES = ("MarkdownNote", "Note")
+TEMPLATES = "comfyui_workflow_templates_json"
 
 
 def pytest_addoption(parser):
@@ -39,6 +47,55 @@ def artifacts() -> Path:
     folder = ROOT / "artifacts"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture
+def foreign_workflow():
+    """Reads a workflow of the official pack or one of ComfyUI's templates by name, anew each time.
+
+    Neither is part of the project; a test skips and says which one it lacks.
+    """
+
+    def read(name):
+        path = OFFICIAL_WORKFLOWS / f"{name}.json"
+        if "_kandinsky5_" in name:
+            pytest.importorskip(TEMPLATES, reason="needs comfyui-workflow-templates-json")
+            path = resources.files(TEMPLATES) / "templates" / f"{name}.json"
+        elif not path.is_file():
+            pytest.skip(f"needs {path}; KANDINSKY5_SHARED names another place than {SHARED}")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def to_api():
+    """What the page does before it queues a workflow: `to_api(workflow, inputs_of) -> API form`.
+
+    `inputs_of(type)` gives a node's {"required": {name: [type, options]}, "optional": {...}}.
+    """
+
+    def convert(workflow, inputs_of):
+        links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+        nodes = (node for node in workflow["nodes"] if node["type"] not in NOTES)
+        return {str(node["id"]): _api_node(node, links, inputs_of(node["type"])) for node in nodes}
+
+    return convert
+
+
+def _api_node(node, links, spec):
+    saved = list(node["widgets_values"])
+    inputs = {}
+    for name, (kind, *options) in {**spec["required"], **spec.get("optional", {})}.items():
+        if not isinstance(kind, str) or kind in VALUE_TYPES:
+            options = options[0] if options else {}
+            inputs[name] = saved.pop(0) if saved else options["default"]
+            if options.get("control_after_generate"):
+                saved.pop(0)
+    for each in node["inputs"]:
+        if each["link"] is not None:
+            inputs[each["name"]] = links[each["link"]]
+    return {"class_type": node["type"], "inputs": inputs}
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from .model import (
     to_vae_space,
 )
 from .model_load import WEIGHT_DTYPES, load_model
+from .routes import add_routes
 from .run import set_conditioning, show_text
 from .sampling import sample_latents, sampling_shift
 from .text import TASKS, encode_text, load_text_encoders
@@ -49,6 +50,7 @@ __all__ = [
     "WEIGHT_DTYPES",
     "AttentionChoice",
     "Folder",
+    "add_routes",
     "check_seen",
     "check_size",
     "choices",

@@ -1,0 +1,53 @@
+"""The bundled nano model in place of files, so that a converted workflow runs anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .graph import Graph, Link, Node
+from .tables import PREFIX
+
+NANO = "nano (bundled)"
+"""What our loaders call it in their lists."""
+SIDE, FRAMES = 128, 17
+EXAMPLE = "example.png"
+"""The picture that comes with ComfyUI."""
+
+_VALUES: dict[str, dict[str, Any]] = {
+    "K5_LoadModel": {"model_name": NANO, "weight_dtype": "default"},
+    "K5_LoadTextEncoders": {"qwen_name": NANO, "clip_name": "(none)"},
+    "K5_LoadVAE": {"vae_name": NANO},
+    "K5_EmptyLatent": {"width": SIDE, "height": SIDE, "batch_size": 1},
+    "K5_ImageToVideo": {"width": SIDE, "height": SIDE, "batch_size": 1},
+    "K5_Sampler": {"steps": 0, "cfg": 0, "shift": 0},  # the checkpoint's own
+    "LoadImage": {"image": EXAMPLE},
+}
+
+
+def put_nano(graph: Graph) -> tuple[list[str], list[str]]:
+    """Set files, sizes and settings to nano's, in place.
+
+    Returns:
+        What was set, a sentence a node; and what nano cannot do.
+    """
+    lines, lost = [], []
+    for node in graph.nodes.values():
+        values = dict(_VALUES.get(node.type, {}))
+        if "width" in values and node.inputs.get("length") != 1:
+            values["length"] = FRAMES
+        values = {name: value for name, value in values.items() if not _fitted(graph, node, name)}
+        if values:
+            node.inputs |= values
+            if node.made and "properties" in node.raw:
+                node.raw = {**node.raw, "properties": {}}  # it names files to fetch
+            told = ", ".join(f"{name} {value}" for name, value in values.items())
+            lines.append(f"For nano, {node.label} has {told}.")
+        if node.type == "K5_EditImage":
+            lost.append(f"{node.label}: nano was not trained to edit; load an image-edit model.")
+    return lines, lost
+
+
+def _fitted(graph: Graph, node: Node, name: str) -> bool:
+    """Whether an input follows the model by itself."""
+    value = node.inputs.get(name)
+    return isinstance(value, Link) and graph.nodes[value.node].type == f"{PREFIX}FitImage"
