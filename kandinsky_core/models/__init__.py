@@ -5,7 +5,7 @@ from .latent_space import to_model_space, to_vae_space
 from .ops import Ops, TorchOps
 from .tiling import TilePlan, plan_tiles
 from .vae_image import ImageVAE
-from .vae_memory import tile_bytes
+from .vae_memory import tensor_bytes, tile_bytes
 from .vae_video import VideoVAE
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "TorchOps",
     "VideoVAE",
     "plan_tiles",
+    "tensor_bytes",
     "tile_bytes",
     "to_model_space",
     "to_vae_space",
