@@ -1,4 +1,4 @@
-"""Command line: `python -m kandinsky_core` with generate, calibrate, identify or build-kernel."""
+"""Command line: `python -m kandinsky_core` and a command: generate, plan, identify..."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from .cli_options import add_model, add_prompt, add_sampling, add_speed
 from .errors import import_extra
+from .plan_cli import add_plan
 
 if TYPE_CHECKING:
     from .caching import BlockCache, MagCache
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_sampling(make)
     add_speed(make)
     make.set_defaults(run=run_generate)
+    add_plan(commands)
 
     measure = commands.add_parser(
         "calibrate", help="measure a checkpoint's MagCache ratios", description=CALIBRATE
