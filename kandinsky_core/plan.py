@@ -59,7 +59,9 @@ class Job:
     guided: bool = True
     """Whether a negative prompt is run too."""
     dtype: torch.dtype = torch.bfloat16
-    """The transformer's weights are stored in; 8 bits are computed with in bf16."""
+    """The transformer's weights are stored in."""
+    compute: torch.dtype | None = None
+    """The large matrices compute in; None is `dtype`, or bf16 for weights of 8 bits."""
     vae_dtype: torch.dtype = torch.bfloat16
     """Of the autoencoder."""
     nabla: Nabla | None = None
@@ -77,6 +79,8 @@ class Job:
     @property
     def compute_dtype(self) -> torch.dtype:
         """What the large matrices compute in."""
+        if self.compute is not None:
+            return self.compute
         return torch.bfloat16 if self.dtype.itemsize == 1 else self.dtype
 
     @property

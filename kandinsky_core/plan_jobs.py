@@ -11,7 +11,7 @@ from .attention import Nabla
 from .config import DiTConfig
 from .pipeline import identify_model, nabla_for
 from .plan import Job
-from .plan_text import large_text_size, nano_text_size
+from .plan_text import TextSize, large_text_size, nano_text_size
 from .settings import (
     DEFAULT_RELEASES,
     RELEASES,
@@ -80,10 +80,7 @@ def make_job(request: Request) -> tuple[Job, SamplingSettings]:
     geometry = settings.geometry(Geometry.of(config, vae))
     frames = request.num_frames or settings.num_frames
     latent_thw = VideoShape(frames, height, width).latent_grid(geometry)
-    if config.text_dim == QWEN_WIDTH:
-        text = large_text_size(task, request.text_dtype, (height, width))
-    else:
-        text = nano_text_size()
+    text = text_size(config, task, request.text_dtype, (height, width))
     guided = settings.guidance_scale != 1.0 if request.guidance is None else request.guidance
     job = Job(
         config,
@@ -99,6 +96,20 @@ def make_job(request: Request) -> tuple[Job, SamplingSettings]:
         density=density,
     )
     return job, settings
+
+
+def text_size(config: DiTConfig, task: Task, dtype: torch.dtype, size: Size) -> TextSize:
+    """The text encoders that a transformer works with.
+
+    Args:
+        config: The transformer.
+        task: Chooses the template.
+        dtype: Of the encoders' weights; nano's are in fp32.
+        size: Height and width in pixels of what is made.
+    """
+    if config.text_dim == QWEN_WIDTH:
+        return large_text_size(task, dtype, size)
+    return nano_text_size()
 
 
 def shape_of(job: Job) -> VideoShape:

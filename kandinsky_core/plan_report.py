@@ -121,11 +121,11 @@ def verdict(job: Job, memory: int, sizes: Sequence[Size] = ()) -> str:
     """
     plan = best_plan(job, memory)
     if plan is not None:
-        return f"fits {memory / GIB:.1f} GiB {_how(plan, memory)}."
+        return f"fits {_gib(memory)} {_how(plan, memory)}."
     least = plan_job(job, "streamed")
     sentence = (
-        f"does not fit {memory / GIB:.1f} GiB: {least.bounding.name} needs "
-        f"{least.needed / GIB:.1f} GiB even with blocks streamed"
+        f"does not fit {_gib(memory)}: {least.bounding.name} needs "
+        f"{_gib(least.needed)} even with blocks streamed"
     )
     smaller = (shorter_that_fits(job, memory), smaller_that_fits(job, memory, sizes))
     shapes = [shape_of(plan.job) for plan in smaller if plan is not None]
@@ -196,7 +196,7 @@ def _how(plan: Plan, memory: int) -> str:
         block = count_block_parameters(config) * plan.job.dtype.itemsize
         stay = min(config.num_visual_blocks, 1 + max(0, memory - plan.peak(stage)) // block)
         text += f" ({stay} of {config.num_visual_blocks} of the transformer's stay)"
-    return f"{text}; {bound.name} bounds it at {plan.needed / GIB:.1f} GiB"
+    return f"{text}; {bound.name} bounds it at {_gib(plan.needed)}"
 
 
 def _headline(job: Job) -> str:
@@ -210,6 +210,10 @@ def _headline(job: Job) -> str:
         + f": {job.tokens:,} tokens, {attention}, weights {weights}, VAE {vae}; {job.num_steps} "
         f"steps{' with guidance' if job.guided else ''}: {job.operations / 1e15:,.3g} PFLOP"
     )
+
+
+def _gib(number: int) -> str:
+    return f"{number / GIB:.{1 if number >= GIB else 2}f} GiB"
 
 
 def _row(name: str, *cells: str) -> str:

@@ -10,6 +10,7 @@ from .loaders import LoadModel, LoadTextEncoders, LoadVAE
 from .magcache import CacheSteps, CalibrateCache
 from .nabla import SparseAttention
 from .nabla_inspector import NablaInspector
+from .plan import PlanMemory
 from .sampling import Sampler, Schedule, Settings
 from .text import TextEncode
 
@@ -29,6 +30,7 @@ NODES: list[type[io.ComfyNode]] = [
     CacheSteps,
     CalibrateCache,
     NablaInspector,
+    PlanMemory,
 ]
 
 

@@ -24,6 +24,7 @@ from .model import (
     to_model_space,
     to_vae_space,
 )
+from .plan import free_memory, make_job
 from .run import set_conditioning
 from .sampling import sample_latents, sampling_shift
 from .text import TASKS, encode_text, load_text_encoders
@@ -42,11 +43,13 @@ __all__ = [
     "decode_frames",
     "encode_images",
     "encode_text",
+    "free_memory",
     "is_kandinsky",
     "load_model",
     "load_text_encoders",
     "load_vae",
     "locate",
+    "make_job",
     "makes_images_only",
     "measure_ratios",
     "model_info",
