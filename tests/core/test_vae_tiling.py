@@ -92,6 +92,16 @@ def test_too_small_a_budget_says_what_is_needed():
     assert plan_tiles(VAES["hunyuan"], shape, needed * MIB, torch.bfloat16).num_tiles > 1
 
 
+def test_where_nothing_must_fit_the_smallest_tiles_are_tried():
+    shape = (1, 16, 31, 64, 96)
+    plan = plan_tiles(VAES["hunyuan"], shape, 10 * MIB, torch.bfloat16, must_fit=False)
+    assert plan == TilePlan.smallest(shape[2:])
+    assert plan.largest_thw == (5, 16, 16)
+    assert plan.shrink(0) is None
+    roomy = plan_tiles(VAES["hunyuan"], shape, 2**38, torch.bfloat16, must_fit=False)
+    assert roomy.num_tiles == 1
+
+
 @pytest.mark.parametrize(
     "spans",
     [((0, 4), (5, 8)), ((1, 8),), ((0, 8), (2, 8), (4, 8)), ((0, 8), (4, 6))],
@@ -112,7 +122,7 @@ def test_plans_that_make_no_sense(spans):
     ],
     ids=["cuda", "cpu", "mps", "python"],
 )
-def test_running_out_of_memory_goes_on_with_smaller_tiles(error):
+def test_running_out_of_memory_goes_on_with_smaller_tiles(error, caplog):
     grid = torch.rand(1, 2, 12, 40, 33)
     run, seen, progress = run_upscale(grid), [], []
 
@@ -128,6 +138,7 @@ def test_running_out_of_memory_goes_on_with_smaller_tiles(error):
     chunks = run_tiles(limited, plan, FACTOR, lambda *args: progress.append(args))
     torch.testing.assert_close(torch.cat(list(chunks), dim=2), upscale(grid))
     assert min(seen) < 3000 < max(seen)
+    assert "at tiles of 12 x 40 x 33 latent cells" in caplog.messages[0]
     assert progress[-1][0] == progress[-1][1]
 
 
