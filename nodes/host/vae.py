@@ -86,6 +86,8 @@ class VAE(comfy.sd.VAE):
             load_device=self.device,
             offload_device=comfy.model_management.vae_offload_device(),
         )
+        # its layers are torch's own, so the host could not use one that it left behind
+        self.disable_offload = True
         self.size = None
         self.model_size()
 
@@ -259,7 +261,9 @@ def decode_frames(vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> 
         )
     clips = latents if latents.ndim == 5 else latents[:, :, None]
     needed = vae.memory_used_decode(clips[:1].shape, vae.vae_dtype)
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
+    comfy.model_management.load_models_gpu(
+        [vae.patcher], memory_required=needed, force_full_load=vae.disable_offload
+    )
     budget = int(memory_budget_gb * GIB)
     plan = choose_tiles(vae.network, 1, clips.shape[2:], vae.device, "decode", budget)
     progress = Progress(len(clips) * plan.num_tiles)
