@@ -12,7 +12,7 @@ import torch
 from .checkpoint import identify
 from .nano import nano_path
 from .settings import Task
-from .text import TASK_TEMPLATES, TEMPLATES
+from .text import CLIP_LENGTH, TASK_TEMPLATES, TEMPLATES
 from .text.qwen_clip_load import CLIP_L_CONFIG, QWEN_7B_CONFIG
 
 IMAGE_CELL = 28
@@ -52,8 +52,7 @@ def clip_parameters() -> int:
     """Parameters of CLIP ViT-L/14's text model."""
     d, f = CLIP_L_CONFIG["hidden_size"], CLIP_L_CONFIG["intermediate_size"]
     layer = 4 * (d * d + d) + 2 * d * f + f + d + 4 * d
-    positions = 77
-    embeddings = (CLIP_L_CONFIG["vocab_size"] + positions) * d
+    embeddings = (CLIP_L_CONFIG["vocab_size"] + CLIP_LENGTH) * d
     return embeddings + CLIP_L_CONFIG["num_hidden_layers"] * layer + 2 * d
 
 
