@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from kandinsky_core.costs import step_cost
 from kandinsky_core.files import atomic_write
+from kandinsky_core.models import call_bytes
 from kandinsky_core.variants import VARIANTS
 
 TERA, GIB = 1e12, 2**30
@@ -31,9 +32,9 @@ OF_TIMES = (
     "the gain.",
 )
 OF_MEMORY = (
-    "Weights and the activations at the widest point of a block, both for one row of a batch.",
-    "They do not depend on density: a boolean block map takes (tokens / 64)^2 bytes a head",
-    "more.",
+    "Weights, and the tensors alive at the widest point of a block with dense attention, for one",
+    "row of a batch. They hardly depend on density: a boolean block map takes (tokens / 64)^2",
+    "bytes a head more. What a whole job takes, stage by stage: docs/memory.md.",
 )
 TO_CHECK = (
     "On a machine with a GPU, `python -m benchmarks --groups model` measures the same step;",
@@ -130,9 +131,10 @@ def markdown() -> str:
     for row in ROWS:
         config = VARIANTS[row.variant]
         cost = step_cost(config, row.tokens)
+        activations = call_bytes(config, row.tokens)
         maps = config.num_heads * (row.tokens / 64) ** 2
         lines.append(
-            f"| {row.name} | {2 * cost.weights / GIB:.1f} | {cost.activations / GIB:.1f} | "
+            f"| {row.name} | {2 * cost.weights / GIB:.1f} | {activations / GIB:.1f} | "
             f"{maps / GIB:.2f} |"
         )
     lines += [

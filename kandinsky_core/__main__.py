@@ -17,6 +17,7 @@ from .cli_lora import add_lora_commands
 from .cli_options import add_model, add_prompt, add_sampling, add_speed, parse_lora
 from .cli_output import check_outputs, sample_with_progress, say, suffix_of, write_result
 from .errors import import_extra
+from .plan_cli import add_plan
 from .workflows import add_convert
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--expand", action="store_true", help="have the text encoder write the prompt out first"
     )
     make.set_defaults(run=run_generate)
+    add_plan(commands)
 
     measure = commands.add_parser(
         "calibrate", help="measure a checkpoint's MagCache ratios", description=CALIBRATE

@@ -1,4 +1,4 @@
-"""What one call of a CrossDiT costs, from counting: operations, weights, activations.
+"""What one call of a CrossDiT costs, from counting: operations and weights.
 
 Counted are matrix products, which is where the time goes; norms, rotations and gates are bytes
 and a few per cent. Numbers are for one row of a batch: guidance doubles them.
@@ -27,13 +27,17 @@ class StepCost:
     """Operations of attention to text, and of the text refiner's own."""
     weights: int
     """Parameters that the call reads."""
-    activations: float
-    """Bytes at the widest point of a block."""
 
     @property
     def operations(self) -> float:
         """All of them."""
         return self.linear + self.attention + self.cross_attention
+
+
+def count_block_parameters(config: DiTConfig) -> int:
+    """Parameters of one visual block."""
+    d, f, t = config.model_dim, config.ff_dim, config.time_dim
+    return 2 * (4 * (d * d + d) + 2 * config.head_dim) + 2 * d * f + 9 * (t * d + d)
 
 
 def count_parameters(config: DiTConfig) -> int:
@@ -42,7 +46,7 @@ def count_parameters(config: DiTConfig) -> int:
     norms = 2 * config.head_dim
     attention = 4 * (d * d + d) + norms
     modulated = t * d + d  # weight and bias of one modulation vector
-    visual = 2 * attention + 2 * d * f + 9 * modulated
+    visual = count_block_parameters(config)
     text = attention + 2 * d * f + 6 * modulated
     patch_in = config.input_channels * config.patch_volume
     patch_out = config.latent_channels * config.patch_volume
@@ -60,7 +64,6 @@ def step_cost(
     *,
     text_tokens: int = 256,
     density: float = 1.0,
-    bytes_per_value: int = 2,
 ) -> StepCost:
     """Count one call.
 
@@ -69,7 +72,6 @@ def step_cost(
         tokens: Visual tokens S.
         text_tokens: Text tokens L.
         density: Share of the pairs of visual tokens that attend to each other, in [0, 1].
-        bytes_per_value: Of activations: 2 for bf16.
 
     Returns:
         The counts.
@@ -83,13 +85,9 @@ def step_cost(
     attention = config.num_visual_blocks * 2 * density * tokens**2 * d
     cross = config.num_visual_blocks * 2 * tokens * text_tokens * d
     cross += config.num_text_blocks * 2 * text_tokens**2 * d
-    # widest: the hidden layer before and after its GELU, or queries, keys, values and their
-    # rotated copies; beside it the stream, its norm and the update in fp32
-    widest = max(2 * f, 6 * d) * bytes_per_value + 3 * 4 * d
     return StepCost(
         OPERATIONS_PER_PRODUCT * linear,
         OPERATIONS_PER_PRODUCT * attention,
         OPERATIONS_PER_PRODUCT * cross,
         count_parameters(config),
-        tokens * widest,
     )

@@ -15,6 +15,7 @@ from .lora import LoadLora
 from .magcache import CacheSteps, CalibrateCache
 from .nabla import SparseAttention
 from .nabla_inspector import NablaInspector
+from .plan import PlanMemory
 from .presets import PresetValues
 from .prompt_list import PromptList
 from .sampling import Sampler, Schedule
@@ -45,6 +46,7 @@ NODES: list[type[io.ComfyNode]] = [
     EditImage,
     ExtendVideo,
     FirstLastFrame,
+    PlanMemory,
 ]
 
 

@@ -5,10 +5,10 @@ from .auto import attend
 from .backends.compiled import attend_compiled
 from .backends.compiled import build as build_kernel
 from .backends.dense import attend_dense
-from .backends.gathered import attend_gathered
+from .backends.gathered import attend_gathered, gathered_bytes
 from .block_map import BlockMap
 from .choice import BACKENDS, load_backend, missing
-from .nabla import MapReport, Nabla, top_p_blocks
+from .nabla import MapReport, Nabla, map_bytes, top_p_blocks
 from .reference import attend_reference
 from .tiles import Tiling, sliding_window
 
@@ -25,7 +25,9 @@ __all__ = [
     "attend_gathered",
     "attend_reference",
     "build_kernel",
+    "gathered_bytes",
     "load_backend",
+    "map_bytes",
     "missing",
     "sliding_window",
     "top_p_blocks",

@@ -163,10 +163,7 @@ def top_p_blocks(
         x.contiguous().view(heads, blocks, block_size, head_dim).mean(-2) for x in (q, k)
     )  # (B*N, Q, K)
     kept = torch.zeros(heads, blocks, blocks, dtype=torch.bool, device=q.device)
-    row_bytes = blocks * q.element_size()
-    heads_at_once = min(heads, max(1, work_bytes // 4 // (blocks * row_bytes)))
-    # a row is there as products, probabilities, sorted values and 64-bit indices, and its mask
-    rows_at_once = max(1, work_bytes // (heads_at_once * (4 * row_bytes + 9 * blocks)))
+    heads_at_once, rows_at_once = _pieces_of_map(heads, blocks, q.element_size(), work_bytes)
     for head in range(0, heads, heads_at_once):
         some = slice(head, head + heads_at_once)
         products = pooled_q[some] @ pooled_k[some].transpose(-2, -1)  # (heads, Q, Q)
@@ -179,3 +176,32 @@ def top_p_blocks(
                 covers[..., -min_blocks:] = True
             kept[some, rows].scatter_(-1, order, covers)
     return kept.unflatten(0, q.shape[:2])
+
+
+def map_bytes(heads: int, blocks: int, head_dim: int, item: int) -> int:
+    """Count the tensors that making a map takes beside queries, keys and the map.
+
+    Args:
+        heads: Of all rows of the batch, B*N.
+        blocks: Q.
+        head_dim: K.
+        item: Bytes of a number of the queries.
+
+    Returns:
+        Bytes.
+    """
+    some, rows = _pieces_of_map(heads, blocks, item, WORK_BYTES)
+    pooled = 2 * heads * blocks * head_dim * item
+    products = some * blocks * blocks * item
+    return pooled + products + some * min(rows, blocks) * _row_bytes(blocks, item)
+
+
+def _row_bytes(blocks: int, item: int) -> int:
+    """A row is there as products, probabilities, sorted values and 64-bit indices, and its mask."""
+    return 4 * blocks * item + 9 * blocks
+
+
+def _pieces_of_map(heads: int, blocks: int, item: int, work_bytes: int) -> tuple[int, int]:
+    """Heads, and rows of each of them, that are made at once."""
+    heads_at_once = min(heads, max(1, work_bytes // 4 // (blocks * blocks * item)))
+    return heads_at_once, max(1, work_bytes // (heads_at_once * _row_bytes(blocks, item)))

@@ -8,6 +8,7 @@ of the pixels at most, 0.005 on average). Everywhere else the numbers are the sa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, product
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from .tiling import Span, TilePlan
 from .vae_causal import FactorTHW
+
+logger = logging.getLogger(__name__)
 
 OnTile = Callable[[int, int], None]
 """on_tile(done, total), called after every tile; may raise to cancel."""
@@ -62,6 +65,12 @@ def run_tiles(
             smaller = plan.shrink(index)
             if smaller is None:
                 raise error.__cause__ from None  # type: ignore[misc]
+            logger.warning(
+                "memory ran out in the autoencoder at tiles of %s latent cells (t, h, w); it goes "
+                "on with tiles of %s",
+                _cells(plan),
+                _cells(smaller),
+            )
             plan = smaller
             continue
         if tail is not None:
@@ -77,6 +86,10 @@ def run_tiles(
         index += 1
         finished += plan.tiles_per_span
         yield chunk
+
+
+def _cells(plan: TilePlan) -> str:
+    return " x ".join(map(str, plan.largest_thw))
 
 
 def _first_frame(span: Span, factor_t: int) -> int:

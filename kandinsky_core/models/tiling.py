@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from .vae_layers import VAEConfig, compression_thw
-from .vae_memory import tile_bytes
+from .vae_memory import tensor_bytes, tile_bytes
 
 DEFAULT_MEMORY_BUDGET = 8 * 2**30
 """Bytes. A fixed number, so that the same latents give the same pixels on every machine."""
@@ -92,6 +92,14 @@ class TilePlan:
         )
         return cls(_with_past(time), height, width)
 
+    @classmethod
+    def smallest(cls, grid_thw: Sequence[int]) -> TilePlan:
+        """The smallest tiles there are."""
+        stride = (MIN_TIME_STRIDE, MIN_SPACE_STRIDE, MIN_SPACE_STRIDE)
+        overlap = (TIME_OVERLAP + 1, SPACE_OVERLAP, SPACE_OVERLAP)
+        tile = [sum(axis) for axis in zip(stride, overlap, strict=True)]
+        return cls.strided(grid_thw, tile, stride)
+
     @property
     def tiles_per_span(self) -> int:
         """Tiles in one span of time."""
@@ -142,6 +150,7 @@ def plan_tiles(
     dtype: torch.dtype,
     *,
     direction: Direction = "decode",
+    must_fit: bool = True,
 ) -> TilePlan:
     """Choose the fewest tiles whose estimated memory fits a budget.
 
@@ -151,12 +160,14 @@ def plan_tiles(
         budget_bytes: For activations and blending; weights, input and result are not counted.
         dtype: Of the network.
         direction: What the tiles are for.
+        must_fit: Whether a budget that nothing fits is an error; otherwise the smallest tiles
+            are tried, as estimates are on the safe side.
 
     Returns:
         The plan; a single tile where everything fits.
 
     Raises:
-        ValueError: Not even the smallest tiles fit.
+        ValueError: Not even the smallest tiles fit, and `must_fit`.
     """
     batch, _, *grid = latent_shape
     best: TilePlan | None = None
@@ -164,12 +175,14 @@ def plan_tiles(
     for plan in _candidates(grid):
         if best is not None and _cost(plan) >= _cost(best):
             continue
-        needed = _plan_bytes(config, plan, batch, dtype, direction)
+        needed = plan_bytes(config, plan, batch, dtype, direction=direction)
         least = min(least, needed)
         if needed <= budget_bytes:
             best = plan
             if plan.num_tiles == 1:
                 break
+    if best is None and not must_fit:
+        return TilePlan.smallest(grid)
     if best is None:
         raise ValueError(
             f"memory_budget {_mib(budget_bytes)} MiB is too small to {direction} latents of "
@@ -179,20 +192,38 @@ def plan_tiles(
     return best
 
 
-def _plan_bytes(
-    config: VAEConfig, plan: TilePlan, batch: int, dtype: torch.dtype, direction: Direction
+def plan_bytes(
+    config: VAEConfig,
+    plan: TilePlan,
+    batch: int,
+    dtype: torch.dtype,
+    *,
+    direction: Direction = "decode",
+    with_library: bool = True,
 ) -> int:
-    needed = tile_bytes(config, plan.largest_thw, batch, dtype, direction)
-    if plan.num_tiles > 1:
-        # one span of time in fp32 at full size, blended from tiles, and the tail it leaves
-        time, height, width = plan.largest_thw[0], plan.height[-1].stop, plan.width[-1].stop
-        if direction == "decode":
-            factor_t, factor_h, factor_w = compression_thw(config)
-            cells = 3 * time * factor_t * height * factor_h * width * factor_w
-        else:
-            cells = 2 * config.latent_channels * time * height * width
-        needed += 4 * batch * cells
-    return needed
+    """Count what working through a plan takes; weights, input and result aside.
+
+    Args:
+        config: The autoencoder.
+        plan: The tiles.
+        batch: Clips at once.
+        dtype: Of the network.
+        direction: What the tiles are for.
+        with_library: Whether to allow for what libraries take beside the tensors.
+
+    Returns:
+        Bytes.
+    """
+    count = tile_bytes if with_library else tensor_bytes
+    time, height, width = plan.largest_thw[0], plan.height[-1].stop, plan.width[-1].stop
+    if direction == "decode":
+        factor_t, factor_h, factor_w = compression_thw(config)
+        cells = 3 * ((time - 1) * factor_t + 1) * height * factor_h * width * factor_w
+    else:
+        cells = 2 * config.latent_channels * time * height * width
+    # in fp32: the span of time that is put together from tiles, and the one before it
+    spans = (plan.tiles_per_span > 1) + (len(plan.time) > 1)
+    return count(config, plan.largest_thw, batch, dtype, direction) + 4 * batch * spans * cells
 
 
 def _cost(plan: TilePlan) -> tuple[int, int, int]:

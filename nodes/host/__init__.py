@@ -27,6 +27,7 @@ from .model import (
     to_vae_space,
 )
 from .model_load import WEIGHT_DTYPES, load_model
+from .plan import free_memory, make_job
 from .routes import add_routes
 from .run import set_conditioning, show_text
 from .sampling import sample_latents, sampling_shift
@@ -64,12 +65,14 @@ __all__ = [
     "expand_prompt",
     "find_name",
     "fingerprint_input",
+    "free_memory",
     "input_texts",
     "is_kandinsky",
     "load_model",
     "load_text_encoders",
     "load_vae",
     "locate",
+    "make_job",
     "makes_images_only",
     "measure_ratios",
     "model_info",

@@ -7,6 +7,7 @@ Letters: B batch, C channels, T H W latent grid, L text tokens.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import comfy.conds
@@ -24,7 +25,7 @@ from ...kandinsky_core.attention import Attend, Nabla
 from ...kandinsky_core.checkpoint import CheckpointInfo
 from ...kandinsky_core.config import DiTConfig
 from ...kandinsky_core.flow import VisualCondition
-from ...kandinsky_core.models import AroundBlock, AroundBlocks, CrossDiT
+from ...kandinsky_core.models import AroundBlock, AroundBlocks, CrossDiT, call_bytes
 from ...kandinsky_core.settings import SamplingSettings
 from .attention import chosen_attention
 from .caching import around_blocks
@@ -241,18 +242,15 @@ class Kandinsky5(comfy.model_base.BaseModel):
         input_shape: Any,
         cond_shapes: Any = None,  # noqa: ARG002  text is small beside the video
     ) -> float:
-        """Bytes of activations at the widest point of a block, for one call on `input_shape`."""
-        config = self.info.config
-        cells = input_shape[0]
-        for side in input_shape[2:]:
-            cells *= side
-        tokens = cells / config.patch_volume
-        dtype = self.manual_cast_dtype or self.get_dtype()
-        item = comfy.model_management.dtype_size(dtype)
-        # widest: the hidden layer before and after its GELU, or queries, keys, values and their
-        # rotated copies; beside it the stream, its norm and the update in fp32
-        widest = max(2 * config.ff_dim, 6 * config.model_dim) * item
-        return tokens * (widest + 3 * 4 * config.model_dim)
+        """Bytes of tensors at the peak of one call on `input_shape`."""
+        config, (batch, _, *grid) = self.info.config, input_shape
+        return call_bytes(
+            config,
+            math.prod(grid) // config.patch_volume,
+            batch=batch,
+            dtype=self.manual_cast_dtype or self.get_dtype(),
+            stored=self.get_dtype(),
+        )
 
 
 def is_kandinsky(model: ModelPatcher) -> bool:

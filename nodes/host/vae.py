@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import comfy.model_management
 import comfy.model_patcher
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import load_vae as load_core_vae
-from ...kandinsky_core.config import VideoVAEConfig
-from ...kandinsky_core.models import ImageVAE, VideoVAE, plan_tiles, tile_bytes
+from ...kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
+from ...kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, plan_tiles, tile_bytes
 from .latents import SPACE, LatentSpace, space_of_vae
-from .run import Progress
+from .run import Progress, check_cancelled
 
 GIB = 2**30
 SAFETY = 0.8
@@ -40,13 +40,20 @@ class Autoencoder(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, F, H, W), or (B, 3, H, W) for the image VAE, to latents."""
         clip = pixels if pixels.ndim == 5 else pixels[:, :, None]
-        latents = self.network.encode(clip, memory_budget=free_budget(pixels.device))
+        time = (
+            (clip.shape[2] - 1) // self.network.config.temporal_compression if self.is_video else 0
+        )
+        space = self.network.config.spatial_compression
+        grid = (time + 1, clip.shape[3] // space, clip.shape[4] // space)
+        tiling = choose_tiles(self.network, len(clip), grid, pixels.device, "encode")
+        latents = self.network.encode(clip, tiling=tiling, on_tile=_cancellable)
         return latents if pixels.ndim == 5 else latents[:, :, 0]
 
     def decode(self, latents: Tensor, **_: Any) -> Tensor:
         """Latents to pixels; the inverse of `encode` in shapes."""
         clip = latents if latents.ndim == 5 else latents[:, :, None]
-        pixels = self.network.decode(clip, memory_budget=free_budget(latents.device))
+        tiling = choose_tiles(self.network, len(clip), clip.shape[2:], latents.device, "decode")
+        pixels = self.network.decode(clip, tiling=tiling, on_tile=_cancellable)
         return pixels if latents.ndim == 5 else pixels[:, :, 0]
 
 
@@ -79,6 +86,8 @@ class VAE(comfy.sd.VAE):
             load_device=self.device,
             offload_device=comfy.model_management.vae_offload_device(),
         )
+        # its layers are torch's own, so the host could not use one that it left behind
+        self.disable_offload = True
         self.size = None
         self.model_size()
 
@@ -92,11 +101,8 @@ class VAE(comfy.sd.VAE):
         return self._bytes((shape[0], shape[1], *grid), dtype, "decode")
 
     def _encode_bytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
-        config = self.network.config
-        *frames, height, width = shape[2:]
-        space = config.spatial_compression
-        time = (frames[0] - 1) // config.temporal_compression + 1 if self.is_video else 1
-        grid = (time, height // space, width // space)
+        size = shape[2:] if len(shape) == 5 else (1, *shape[2:])
+        grid = latent_grid(self.network.config, size)
         return self._bytes((shape[0], self.latent_channels, *grid), dtype, "encode")
 
     def _bytes(self, latent_shape: Sequence[int], dtype: torch.dtype, direction: Any) -> int:
@@ -127,9 +133,64 @@ class VAE(comfy.sd.VAE):
         return self.network.state_dict()
 
 
-def free_budget(device: torch.device) -> int:
-    """Bytes that a run on `device` may plan with."""
-    return int(comfy.model_management.get_free_memory(device) * SAFETY)
+def latent_grid(
+    config: VideoVAEConfig | ImageVAEConfig, pixels_fhw: Sequence[int]
+) -> tuple[int, int, int]:
+    """Latent cells (T, h, w) of frames and pixels."""
+    frames, height, width = pixels_fhw
+    time = config.temporal_compression if isinstance(config, VideoVAEConfig) else 1
+    space = config.spatial_compression
+    return (frames - 1) // time + 1, height // space, width // space
+
+
+def choose_tiles(
+    network: VideoVAE | ImageVAE,
+    batch: int,
+    grid_thw: Sequence[int],
+    device: torch.device,
+    direction: Literal["encode", "decode"],
+    budget: int = 0,
+) -> TilePlan:
+    """Choose tiles by a budget, or by what is free, and say so where one does not do.
+
+    Args:
+        network: The autoencoder.
+        batch: Clips at once.
+        grid_thw: Latent cells.
+        device: Where it runs.
+        direction: What the tiles are for.
+        budget: Bytes; 0 takes what is free, and then tries the smallest tiles if nothing fits.
+
+    Returns:
+        The tiles.
+
+    Raises:
+        ValueError: Nothing fits the budget that was given.
+    """
+    free = int(comfy.model_management.get_free_memory(device) * SAFETY)
+    tiling = plan_tiles(
+        network.config,
+        (batch, network.config.latent_channels, *grid_thw),
+        budget or free,
+        network.dtype,
+        direction=direction,
+        must_fit=budget > 0,
+    )
+    if tiling.num_tiles > 1:
+        logging.info(
+            "Kandinsky 5: the VAE %ss %s latent cells (t, h, w) in %d tiles of up to %s, to fit "
+            "%.1f GiB",
+            direction,
+            " x ".join(map(str, grid_thw)),
+            tiling.num_tiles,
+            " x ".join(map(str, tiling.largest_thw)),
+            (budget or free) / GIB,
+        )
+    return tiling
+
+
+def _cancellable(_done: int, _total: int) -> None:
+    check_cancelled()
 
 
 def load_vae(path: Path) -> VAE:
@@ -246,9 +307,11 @@ def decode_frames(vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> 
         )
     clips = latents if latents.ndim == 5 else latents[:, :, None]
     needed = vae.memory_used_decode(clips[:1].shape, vae.vae_dtype)
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed)
-    budget = int(memory_budget_gb * GIB) or free_budget(vae.device)
-    plan = plan_tiles(vae.network.config, clips[:1].shape, budget, vae.vae_dtype)
+    comfy.model_management.load_models_gpu(
+        [vae.patcher], memory_required=needed, force_full_load=vae.disable_offload
+    )
+    budget = int(memory_budget_gb * GIB)
+    plan = choose_tiles(vae.network, 1, clips.shape[2:], vae.device, "decode", budget)
     progress = Progress(len(clips) * plan.num_tiles)
     for clip in clips.split(1):
         yield from vae.network.decode_frames(

@@ -136,6 +136,6 @@ def test_keys_are_the_checkpoints_own(model):
 
 def test_memory_estimate_grows_with_the_clip_only_in_proportion(model):
     one = model.memory_required((1, 16, 5, 16, 16))
-    assert model.memory_required((2, 16, 5, 16, 16)) == pytest.approx(2 * one)
+    assert model.memory_required((2, 16, 5, 16, 16)) == pytest.approx(2 * one, rel=0.1)
     # a 5 s clip of Lite size needs gigabytes, not a hundred
     assert 1e6 < one < 1e8

@@ -69,6 +69,91 @@ def test_small_budget_decodes_in_tiles(host, run, vae):
     assert image.shape == (9, 256, 256, 3)
 
 
+@pytest.fixture(params=["torch", "host"])
+def out_of_memory(request, host):
+    """What is raised where memory runs out: torch's exception, and the one the host knows."""
+    if request.param == "torch":
+        return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    kind = host.module("comfy.model_management").OOM_EXCEPTION
+    if kind is Exception:
+        pytest.skip("this host takes any exception for it")
+    return kind("Allocation on device")
+
+
+@pytest.fixture
+def starve(monkeypatch, vae, out_of_memory):
+    """Make a direction of the VAE run out of memory on anything as large as the whole."""
+
+    def patch(name, cells):
+        run = getattr(vae.network, name)
+
+        def limited(x):
+            if x[0, 0].numel() >= cells:
+                raise out_of_memory
+            return run(x)
+
+        monkeypatch.setattr(vae.network, name, limited)
+
+    return patch
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["ours", "native"])
+def test_decode_goes_on_with_smaller_tiles(host, run, vae, starve, native, caplog):
+    big = {"samples": torch.randn(1, 16, 3, 24, 24, generator=torch.Generator().manual_seed(1))}
+    halves = host.part("kandinsky_core.models").TilePlan.whole((3, 24, 24)).shrink(0)
+    assert halves.num_tiles == 2
+    expected = vae.network.decode(big["samples"], tiling=halves)
+    expected = ((expected[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1)
+    starve("decode_tile", 3 * 24 * 24)
+    if native:
+        (image,) = host.native.VAEDecode().decode(vae, big)
+    else:
+        image = decode(run, vae, big)
+    assert (image - expected).abs().max() < 1e-5
+    lines = [line for line in caplog.messages if "memory ran out" in line]
+    assert len(lines) == 1
+    assert "3 x 24 x 24" in lines[0]
+    assert "tiled VAE decoding" not in caplog.text  # the host's own fallback
+
+
+def test_encode_goes_on_with_smaller_tiles(host, vae, starve, caplog):
+    frames = torch.rand(9, 192, 192, 3, generator=torch.Generator().manual_seed(2))
+    halves = host.part("kandinsky_core.models").TilePlan.whole((3, 24, 24)).shrink(0)
+    pixels = frames.permute(3, 0, 1, 2)[None] * 2 - 1
+    expected = vae.network.encode(pixels, tiling=halves)
+    starve("encode_tile", 9 * 192 * 192)
+    (out,) = host.native.VAEEncode().encode(vae, frames)
+    assert (out["samples"] - expected).abs().max() < 1e-4
+    assert sum("memory ran out" in line for line in caplog.messages) == 1
+
+
+def test_nothing_smaller_is_left(run, vae, starve, out_of_memory):
+    starve("decode_tile", 0)
+    big = {"samples": torch.zeros(1, 16, 3, 16, 16)}
+    with pytest.raises(type(out_of_memory)):
+        decode(run, vae, big)
+
+
+def test_tiles_follow_what_is_free(host, run, vae, monkeypatch, caplog):
+    """Even where nothing fits by the estimate, which is on the safe side."""
+    caplog.set_level("INFO")
+    management = host.module("comfy.model_management")
+    big = {"samples": torch.randn(1, 16, 3, 24, 24, generator=torch.Generator().manual_seed(1))}
+    whole = vae.network.config, (3, 24, 24), 1, torch.float32
+    tile_bytes = host.part("kandinsky_core.models").tile_bytes
+    for free, tiles in ((2 * tile_bytes(*whole, "decode"), 0), (1 << 20, 4)):
+        caplog.clear()
+        monkeypatch.setattr(management, "get_free_memory", lambda *_args, free=free: free)
+        assert decode(run, vae, big).shape == (9, 192, 192, 3)
+        lines = [line for line in caplog.messages if "the VAE decodes" in line]
+        assert len(lines) == bool(tiles)
+        assert not tiles or f"in {tiles} tiles of up to 3 x 16 x 16" in lines[0]
+    caplog.clear()
+    (out,) = host.native.VAEEncode().encode(vae, torch.rand(9, 192, 192, 3))
+    assert out["samples"].shape == (1, 16, 3, 24, 24)
+    assert sum("the VAE encodes" in line for line in caplog.messages) == 1
+
+
 def test_cancel_while_decoding(host, run, vae, latents):
     management = host.module("comfy.model_management")
     management.interrupt_current_processing(True)

@@ -86,9 +86,8 @@ class _Gathered(torch.autograd.Function):
         k, v = k[:, :length].contiguous(), v[:, :length].contiguous()
         q, k, v, rows = (x.view(-1, block_size, x.shape[-1]) for x in (q, k, v, out))
         kept_rows = kept.flatten(0, 1)  # (heads*Q, Q)
-        pieces = _pieces(
-            kept_rows.sum(-1), _bytes_per_block(k), _piece_bytes(q), empty=more_k.shape[1] > 0
-        )
+        limit = _piece_bytes(q.device.type)
+        pieces = _pieces(kept_rows.sum(-1), _bytes_per_block(k), limit, empty=more_k.shape[1] > 0)
         gathered = max((piece.rows.numel() * piece.count for piece in pieces), default=0)
         run_pieces(
             pieces,
@@ -114,7 +113,7 @@ class _Gathered(torch.autograd.Function):
         per_block = _bytes_per_block(k) + 3 * size * size * wide.itemsize
         # one head a thread: rows of one head add to the same gradients of keys
         heads = [
-            _pieces(row, per_block, _piece_bytes(q), head * row.numel())
+            _pieces(row, per_block, _piece_bytes(q.device.type), head * row.numel())
             for head, row in enumerate(counts)
         ]
         heads.sort(key=lambda pieces: -sum(p.rows.numel() * p.count for p in pieces))
@@ -132,8 +131,38 @@ def _bytes_per_block(k: Tensor) -> int:
     return 2 * k[0].numel() * k.element_size()
 
 
-def _piece_bytes(x: Tensor) -> int:
-    return PIECE_BYTES.get(x.device.type, PIECE_BYTES_ELSEWHERE)
+def _piece_bytes(device_type: str) -> int:
+    return PIECE_BYTES.get(device_type, PIECE_BYTES_ELSEWHERE)
+
+
+def gathered_bytes(
+    heads: int,
+    blocks: int,
+    block_size: int,
+    head_dim: int,
+    item: int,
+    *,
+    density: float,
+    device_type: str,
+) -> int:
+    """Count what is gathered at a time in a forward pass, on one thread.
+
+    Args:
+        heads: Of all rows of the batch, B*N.
+        blocks: Q.
+        block_size: M.
+        head_dim: K.
+        item: Bytes of a number of the queries.
+        density: Share of blocks that are kept, in [0, 1].
+        device_type: Where it runs, as torch names it.
+
+    Returns:
+        Bytes of the keys and values of a piece, and of its queries and results.
+    """
+    per_block = 2 * block_size * head_dim * item
+    kept = max(1.0, density * blocks)  # of each row, which is never divided
+    piece = min(max(_piece_bytes(device_type), kept * per_block), heads * blocks * kept * per_block)
+    return int(piece * (1 + 1 / kept))
 
 
 def _pieces(

@@ -1,0 +1,229 @@
+"""Plans in words and tables, for a reader."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from .costs import count_block_parameters
+from .plan import (
+    BOTH_PROMPTS,
+    GIB,
+    OFFLOADS,
+    Job,
+    Plan,
+    Stage,
+    best_plan,
+    plan_job,
+    shorter_that_fits,
+    smaller_that_fits,
+)
+from .plan_jobs import Request, make_job, shape_of
+from .shapes import Size
+
+CARDS = (8, 12, 16, 24, 48, 80)
+"""GB of memory that the report looks at."""
+TAKEN = 1.0
+"""GiB of a card that the driver, a display and the allocator's gaps are taken to need."""
+UNBOUNDED = sys.maxsize
+"""Bytes: all there are."""
+MARKS = {
+    "resident": "all at once",
+    "components": "one at a time",
+    "streamed": "streamed",
+}
+"""How the report names a way of offloading."""
+
+INTRODUCTION = (
+    "# Which model fits which memory",
+    "",
+    "Made by `python -m kandinsky_core plan --all --report docs/memory.md`. **A prediction, not",
+    "a measurement**: the counts are held against real runs at small sizes only",
+    "(`tests/core/test_plan.py`, within 15 %); no GPU was used. Of a card, 1 GB is left to the",
+    "driver and a display. `python -m kandinsky_core plan --help` plans any other job.",
+    "",
+    "* **all at once**: text encoders, transformer and autoencoder stay on the card.",
+    "* **one at a time**: each is there while it works, and in main memory otherwise.",
+    "* **streamed**: of the one that works, blocks come and go (ComfyUI's partial loading); the",
+    "  more of them do, the slower it is.",
+    "* **no**: a stage does not fit even so.",
+    "",
+    "Prompts of guidance run one after the other where both do not fit together, and the",
+    "autoencoder works in tiles of the size that fits. It is in bf16; the column *weights* is",
+    "about the transformer and the text encoders.",
+    "",
+)
+STAGES = (
+    "",
+    "## What each stage takes",
+    "",
+    "In GiB: weights of the model that works, and after the plus everything else at the peak. VAE",
+    "decode: from the smallest tiles to one piece, which has no seams. *Least* is the stage that",
+    "needs most where blocks are streamed and tiles are smallest.",
+    "",
+)
+
+FAMILY: tuple[tuple[str, Request], ...] = (
+    ("Lite 5 s", Request("video_lite", "t2v", (512, 768), 121)),
+    ("Lite 5 s, image to video", Request("video_lite", "i2v", (512, 768), 121)),
+    ("Lite 10 s, NABLA", Request("video_lite", "t2v", (512, 768), 241)),
+    ("Pro 5 s", Request("video_pro", "t2v", (512, 768), 121)),
+    ("Pro 10 s, NABLA", Request("video_pro", "t2v", (512, 768), 241)),
+    ("Pro 5 s HD, NABLA", Request("video_pro", "t2v", (768, 1280), 121)),
+    ("Pro 10 s HD, NABLA", Request("video_pro", "t2v", (768, 1280), 241)),
+    ("Image", Request("image_lite", "t2i", (1024, 1024), 1)),
+    ("Image editing", Request("image_edit", "i2i", (1024, 1024), 1)),
+)
+"""Jobs of the report: name, and what is asked for."""
+PRECISIONS = (("bf16", torch.bfloat16), ("fp8", torch.float8_e4m3fn))
+"""Weights of the transformer and of the text encoders."""
+
+
+def describe(job: Job, memory: int | None = None, sizes: Sequence[Size] = ()) -> str:
+    """A job's stages as a table, and what fits.
+
+    Args:
+        job: What is to be made.
+        memory: Bytes that are free; None leaves the verdict out.
+        sizes: Latent cells (h, w) to suggest where the job does not fit.
+
+    Returns:
+        Lines for a fixed-width font.
+    """
+    plans = [plan_job(job, offload) for offload in OFFLOADS]
+    fitting = None if memory is None else best_plan(job, memory)
+    if fitting is not None:
+        plans = [plan.with_tiles(max(memory or 0, plan.needed)) for plan in plans]
+    chosen = plans[-1] if fitting is None else plans[OFFLOADS.index(fitting.offload)]
+    lines = [_headline(job), "", _row("GiB", "weights", "tensors", "libraries", *OFFLOADS)]
+    for number, stage in enumerate(chosen.stages):
+        cells = [stage.weights, stage.tensors, stage.library]
+        cells += [plan.peak(plan.stages[number]) for plan in plans]
+        lines.append(_row(stage.name, *(f"{cell / GIB:.2f}" for cell in cells)))
+    if memory is not None:
+        lines.append("")
+        if fitting is not None:
+            lines += [_tiles(stage) for stage in chosen.stages if stage.tiling is not None]
+        lines.append(verdict(job, memory, sizes))
+    return "\n".join(lines)
+
+
+def verdict(job: Job, memory: int, sizes: Sequence[Size] = ()) -> str:
+    """One sentence: whether a job fits, how, and what bounds it.
+
+    Args:
+        job: What is to be made.
+        memory: Bytes that are free.
+        sizes: Latent cells (h, w) to suggest where it does not fit.
+    """
+    plan = best_plan(job, memory)
+    if plan is not None:
+        return f"fits {_gib(memory)} {_how(plan, memory)}."
+    least = plan_job(job, "streamed")
+    sentence = (
+        f"does not fit {_gib(memory)}: {least.bounding.name} needs "
+        f"{_gib(least.needed)} even with blocks streamed"
+    )
+    smaller = (shorter_that_fits(job, memory), smaller_that_fits(job, memory, sizes))
+    shapes = [shape_of(plan.job) for plan in smaller if plan is not None]
+    if not shapes:
+        return f"{sentence}, and nothing smaller fits; use weights of fewer bits."
+    fits = " or ".join(f"{each.num_frames} frames of {each.height}x{each.width}" for each in shapes)
+    return f"{sentence}; what fits: {fits}."
+
+
+def markdown() -> str:
+    """The page docs/memory.md: what the family needs, and what fits which card."""
+    return "\n".join([*INTRODUCTION, *_cards(), *STAGES, *_needs()]) + "\n"
+
+
+def _cards() -> list[str]:
+    lines = [
+        "| | weights | " + " | ".join(f"{card} GB" for card in CARDS) + " |",
+        "|---|---|" + "---|" * len(CARDS),
+    ]
+    for name, precision, job in _jobs():
+        plans = (best_plan(job, int((card - TAKEN) * GIB)) for card in CARDS)
+        cells = (MARKS[plan.offload] if plan else "no" for plan in plans)
+        lines.append(f"| {name} | {precision} | {' | '.join(cells)} |")
+    return lines
+
+
+def _needs() -> list[str]:
+    lines = [
+        "| | weights | text encoding | sampling | both prompts at once | VAE decode | least |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, precision, job in _jobs():
+        plan = plan_job(job)
+        shown = {stage.name: stage for stage in plan.stages}
+        whole = plan.with_tiles(UNBOUNDED).stages[-1]
+        cells = [
+            f"{stage.weights / GIB:.1f} + {stage.work / GIB:.1f}"
+            for stage in (shown["text encoding"], shown["sampling"], shown[BOTH_PROMPTS])
+        ]
+        decode = plan.stages[-1]
+        cells.append(
+            f"{decode.weights / GIB:.1f} + {decode.work / GIB:.1f} to {whole.work / GIB:.1f}"
+        )
+        least = plan_job(job, "streamed")
+        cells.append(f"{least.needed / GIB:.1f}, {least.bounding.name}")
+        lines.append(f"| {name} | {precision} | {' | '.join(cells)} |")
+    return lines
+
+
+def _jobs() -> Iterator[tuple[str, str, Job]]:
+    """Name, precision and job of each row."""
+    for name, request in FAMILY:
+        for precision, dtype in PRECISIONS:
+            job, _ = make_job(replace(request, dtype=dtype, text_dtype=dtype))
+            yield name, precision, job
+
+
+def _how(plan: Plan, memory: int) -> str:
+    bound = plan.bounding
+    text = {
+        "resident": "with all models resident",
+        "components": "with one model at a time",
+        "streamed": "with blocks streamed",
+    }[plan.offload]
+    if plan.offload == "streamed":
+        config = plan.job.config
+        stage = next(stage for stage in plan.stages if stage.name == "sampling")
+        block = count_block_parameters(config) * plan.job.dtype.itemsize
+        stay = min(config.num_visual_blocks, 1 + max(0, memory - plan.peak(stage)) // block)
+        text += f" ({stay} of {config.num_visual_blocks} of the transformer's stay)"
+    return f"{text}; {bound.name} bounds it at {_gib(plan.needed)}"
+
+
+def _headline(job: Job) -> str:
+    shape = shape_of(job)
+    attention = "dense attention" if job.nabla is None else f"NABLA at {job.density:.0%} density"
+    frames = f", {shape.num_frames} frames" * (shape.num_frames > 1)
+    weights, vae = (str(dtype).removeprefix("torch.") for dtype in (job.dtype, job.vae_dtype))
+    return (
+        f"{job.task}: {shape.height}x{shape.width}{frames}"
+        + f", batch of {job.batch}" * (job.batch > 1)
+        + f": {job.tokens:,} tokens, {attention}, weights {weights}, VAE {vae}; {job.num_steps} "
+        f"steps{' with guidance' if job.guided else ''}: {job.operations / 1e15:,.3g} PFLOP"
+    )
+
+
+def _gib(number: int) -> str:
+    return f"{number / GIB:.{1 if number >= GIB else 2}f} GiB"
+
+
+def _row(name: str, *cells: str) -> str:
+    return f"{name:<32}" + "".join(f"{cell:>12}" for cell in cells)
+
+
+def _tiles(stage: Stage) -> str:
+    plan = stage.tiling
+    assert plan is not None, stage
+    if plan.num_tiles == 1:
+        return f"{stage.name}: in one piece"
+    tile = " x ".join(map(str, plan.largest_thw))
+    return f"{stage.name}: {plan.num_tiles} tiles of up to {tile} latent cells (t, h, w)"

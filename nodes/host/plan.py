@@ -1,0 +1,84 @@
+"""What a job with these native objects will need, and what ComfyUI can free for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...kandinsky_core.plan import Job
+from ...kandinsky_core.plan_jobs import USUAL_DENSITY, text_size
+from .attention import chosen_attention
+from .model import model_info, settings_for
+from .vae import VAE
+
+
+def make_job(
+    model: ModelPatcher, latent: dict[str, Any], *, clip: Any, vae: Any, guided: bool
+) -> Job:
+    """The job of sampling a LATENT with a MODEL, its prompts and its decoding.
+
+    Args:
+        model: MODEL.
+        latent: LATENT; only its shape counts.
+        clip: CLIP, or None for the encoders that belong to the model in bf16.
+        vae: VAE, or None for the one that belongs to the model.
+        guided: Whether a negative prompt is run too.
+
+    Raises:
+        ValueError: A part is not Kandinsky 5's, or the size does not divide into NABLA's tiles.
+    """
+    info, settings = model_info(model), settings_for(model, latent)
+    shape = latent["samples"].shape
+    batch, _, *grid = shape if len(shape) == 5 else (*shape[:2], 1, *shape[2:])
+    if vae is not None and not isinstance(vae, VAE):
+        raise ValueError("vae: expected one from Load VAE (Kandinsky 5); found another.")
+    options = model.model_options.get("transformer_options", {})
+    nabla, _ = chosen_attention(options, settings, latent["samples"], info.config)
+    space_vae = model.model.space.config if vae is None else vae.network.config
+    size = tuple(side * space_vae.spatial_compression for side in grid[1:])
+    task = info.task or "t2v"
+    text = text_size(info.config, task, torch.bfloat16, size)
+    if clip is not None:
+        stored = clip.patcher.model_size()
+        text = replace(
+            text, weights=stored, least_weights=text.least_weights * stored // text.weights
+        )
+    dtype = model.model.get_dtype()
+    return Job(
+        info.config,
+        space_vae,
+        text,
+        task,
+        tuple(grid),
+        batch=batch,
+        num_steps=settings.num_steps,
+        guided=guided,
+        dtype=dtype,
+        compute=model.model.manual_cast_dtype or dtype,
+        vae_dtype=_vae_dtype(model) if vae is None else vae.vae_dtype,
+        nabla=nabla,
+        density=1.0 if nabla is None else USUAL_DENSITY,
+        device_type=model.load_device.type,
+    )
+
+
+def free_memory(model: ModelPatcher) -> int:
+    """Bytes of the MODEL's device that are free, or would be if ComfyUI unloaded everything."""
+    management, device = comfy.model_management, model.load_device
+    free = management.get_free_memory(device)
+    if device != torch.device("cpu"):  # there, what is unloaded takes as much as before
+        loaded = getattr(management, "current_loaded_models", [])
+        free += sum(
+            each.model_loaded_memory()
+            for each in loaded
+            if each.device == device and each.model is not None
+        )
+    return int(free)
+
+
+def _vae_dtype(model: ModelPatcher) -> torch.dtype:
+    return comfy.model_management.vae_dtype(model.load_device, [torch.bfloat16, torch.float32])

@@ -1,0 +1,261 @@
+"""Predicted memory against the peaks of real runs, and what a plan says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kandinsky_core.__main__ import main
+from kandinsky_core.attention import Nabla, attend_dense, attend_gathered
+from kandinsky_core.attention.backends import gathered
+from kandinsky_core.config import DiTConfig, VideoVAEConfig
+from kandinsky_core.flow import make_noise, sample, timesteps
+from kandinsky_core.guided_model import GuidedModel
+from kandinsky_core.models import (
+    CrossDiT,
+    ImageVAE,
+    TilePlan,
+    VideoVAE,
+    call_bytes,
+    plan_bytes,
+)
+from kandinsky_core.plan import (
+    GIB,
+    OFFLOADS,
+    best_plan,
+    plan_job,
+    sampling_bytes,
+    shorter_that_fits,
+)
+from kandinsky_core.plan_jobs import Request, make_job
+from kandinsky_core.plan_report import verdict
+from kandinsky_core.text import TextConditioning
+from kandinsky_core.variants import VAES, VARIANTS
+
+SQUARE = DiTConfig(64, 256, 32, 1, 2, (8, 12, 12), latent_channels=4, text_dim=24, pooled_dim=12)
+NARROW = replace(SQUARE, ff_dim=128)
+WIDE = DiTConfig(128, 512, 64, 1, 2, (16, 24, 24), latent_channels=4, text_dim=24, pooled_dim=12)
+SPARSE = Nabla(0.5, (1, 4, 4), (1, 1, 1))
+SMALL_VAE = VideoVAEConfig((16, 32, 32, 32), 1, 4, 8)
+WITHIN = 0.15
+"""Relative error that a prediction may have."""
+
+
+def run_network(config, thw, dtype, nabla, batch, peak_memory):
+    network = CrossDiT(config, dtype=torch.float32).requires_grad_(False).to(dtype)
+    compute = torch.bfloat16 if dtype.itemsize == 1 else dtype
+    x = torch.randn(batch, config.input_channels, *thw).to(compute)
+    t = torch.full((batch,), 0.5)
+    tokens, pooled = torch.randn(batch, 7, 24), torch.randn(batch, 12)
+    attend = attend_dense if nabla is None else attend_gathered
+    with (
+        torch.no_grad(),
+        peak_memory(x, t, tokens, pooled, *network.parameters()) as memory,
+    ):
+        network(x, t, tokens, pooled, nabla=nabla, attend=attend)
+    return memory.peak, compute
+
+
+@pytest.mark.parametrize("thw", [(1, 16, 32), (3, 32, 32)], ids=["128 tokens", "768 tokens"])
+@pytest.mark.parametrize("config", [SQUARE, NARROW, WIDE], ids=["square", "narrow", "wide"])
+@pytest.mark.parametrize("nabla", [None, SPARSE], ids=["dense", "nabla"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_call_takes_what_was_counted(dtype, nabla, config, thw, peak_memory, monkeypatch):
+    # gathered pieces are far smaller than the stream at real sizes; here too
+    monkeypatch.setitem(gathered.PIECE_BYTES, "cpu", 1 << 13)
+    peak, _ = run_network(config, thw, dtype, nabla, 1, peak_memory)
+    tokens = thw[0] * thw[1] * thw[2] // 4
+    counted = call_bytes(
+        config,
+        tokens,
+        text_tokens=7,
+        dtype=dtype,
+        nabla=nabla,
+        density=0.5,
+        device_type="cpu",
+    )
+    assert counted == pytest.approx(peak, rel=WITHIN)
+
+
+def test_two_prompts_at_once_take_twice_as_much(peak_memory):
+    thw, tokens = (3, 16, 32), 384
+    peak, _ = run_network(SQUARE, thw, torch.bfloat16, None, 2, peak_memory)
+    one, two = (call_bytes(SQUARE, tokens, batch=batch, text_tokens=7) for batch in (1, 2))
+    assert two == pytest.approx(peak, rel=WITHIN)
+    assert two == pytest.approx(2 * one, rel=0.1)
+
+
+def test_weights_of_8_bits_are_cast_one_at_a_time(peak_memory):
+    config, dtype = replace(WIDE, ff_dim=1024, time_dim=16), torch.float8_e4m3fn
+    peak, compute = run_network(config, (1, 16, 16), dtype, None, 1, peak_memory)
+    counted = call_bytes(config, 64, text_tokens=7, dtype=compute, stored=dtype)
+    assert counted == pytest.approx(peak, rel=WITHIN)
+    assert counted > 1.3 * call_bytes(config, 64, text_tokens=7, dtype=compute)
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["one prompt", "guided"])
+def test_sampling_takes_what_was_counted(guided, peak_memory):
+    job, _ = make_job(Request("nano", size=(128, 128), num_frames=5, guidance=guided))
+    job = replace(job, dtype=torch.float32, device_type="cpu")
+    network = CrossDiT(job.config).requires_grad_(False)
+    prompts = [
+        TextConditioning(
+            torch.randn(1, 64, job.config.text_dim),
+            torch.ones(1, 64, dtype=torch.bool),
+            torch.randn(1, job.config.pooled_dim),
+        )
+        for _ in range(2)
+    ]
+    model = GuidedModel(network, *prompts, scale=3.0 if guided else 1.0, attend=attend_dense)
+    noise = make_noise((1, 16, *job.latent_thw), seed=0)
+    given = [each for prompt in prompts for each in (prompt.tokens, prompt.mask, prompt.pooled)]
+    with torch.no_grad(), peak_memory(*given, *network.parameters()) as memory:
+        for _step in sample(model, noise, timesteps(2, 3.0)):
+            pass
+    assert sampling_bytes(job, 1) == pytest.approx(memory.peak, rel=WITHIN)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("grid", "tile", "stride"),
+    [
+        ((5, 8, 6), (5, 8, 6), (5, 8, 6)),
+        ((9, 8, 8), (5, 8, 8), (3, 8, 8)),
+        ((4, 12, 12), (4, 8, 12), (3, 4, 12)),
+    ],
+    ids=["whole", "tiles in time", "tiles in space"],
+)
+def test_decoding_takes_what_was_counted(grid, tile, stride, dtype, peak_memory):
+    vae = VideoVAE(SMALL_VAE).requires_grad_(False).to(dtype)
+    latents, plan = torch.randn(1, 4, *grid), TilePlan.strided(grid, tile, stride)
+    with torch.no_grad(), peak_memory(latents, *vae.parameters()) as memory:
+        for _chunk in vae.decode_frames(latents, tiling=plan):
+            pass
+    counted = plan_bytes(SMALL_VAE, plan, 1, dtype, with_library=False)
+    assert counted == pytest.approx(memory.peak, rel=WITHIN)
+    assert counted <= plan_bytes(SMALL_VAE, plan, 1, dtype)
+
+
+@pytest.mark.parametrize("variant", ["video_lite", "video_pro", "image_lite", "image_edit"])
+def test_weights_are_those_of_the_networks(variant):
+    job, _ = make_job(Request(variant))
+    plan = plan_job(job, "streamed")
+    sampling = next(stage for stage in plan.stages if stage.name == "sampling")
+    decode = plan.stages[-1]
+    sizes = {n: p.numel() for n, p in CrossDiT(VARIANTS[variant], device="meta").named_parameters()}
+    assert sampling.weights == 2 * sum(sizes.values())
+    later = ("visual_transformer_blocks.0.", "text_", "time_", "pooled_", "visual_emb", "out_layer")
+    kept = sum(size for name, size in sizes.items() if name.startswith(later))
+    assert sampling.least_weights == 2 * kept
+    image = variant.startswith("image")
+    vae = (
+        ImageVAE(VAES["flux"], device="meta")
+        if image
+        else VideoVAE(VideoVAEConfig(), device="meta")
+    )
+    assert decode.weights == 2 * sum(p.numel() for p in vae.parameters())
+    assert plan.all_weights == plan.stages[0].weights + sampling.weights + decode.weights
+
+
+def test_offloading_more_needs_less():
+    job, _ = make_job(Request("video_pro", "i2v", (768, 1280), 121))
+    needs = [plan_job(job, offload).needed for offload in OFFLOADS]
+    assert needs == sorted(needs, reverse=True)
+    assert needs[-1] < needs[0] / 3
+    names = [stage.name for stage in plan_job(job).stages]
+    assert names == [
+        "text encoding",
+        "VAE encode",
+        "sampling",
+        "sampling, both prompts at once",
+        "VAE decode",
+    ]
+
+
+def test_the_plan_fits_and_the_next_better_does_not():
+    job, _ = make_job(Request("video_lite"))
+    for memory in (4 * GIB, 16 * GIB, 22 * GIB):
+        plan = best_plan(job, memory)
+        assert plan is not None
+        assert plan.needed <= memory
+        better = OFFLOADS[: OFFLOADS.index(plan.offload)]
+        assert all(plan_job(job, offload).needed > memory for offload in better)
+        tiled = plan.with_tiles(memory)
+        assert plan.needed <= tiled.needed <= memory
+
+
+def test_more_memory_means_fewer_tiles():
+    job, _ = make_job(Request("video_lite"))
+    counts = [
+        plan_job(job).with_tiles(gib * GIB).stages[-1].tiling.num_tiles for gib in (4, 8, 16, 80)
+    ]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[-1] == 1
+
+
+def test_density_and_steps_cost_time_and_hardly_memory():
+    sparse = Request("video_lite", num_frames=241, density=0.2, num_steps=10)
+    dense = replace(sparse, density=0.8, num_steps=50)
+    (one, _), (other, _) = make_job(sparse), make_job(dense)
+    assert one.nabla is not None
+    assert sampling_bytes(one, 1) == pytest.approx(sampling_bytes(other, 1), rel=0.01)
+    assert other.operations > 10 * one.operations
+
+
+def test_what_does_not_fit_says_which_stage_and_what_would():
+    job, _ = make_job(Request("video_pro", size=(768, 1280), num_frames=241))
+    text = verdict(job, 12 * GIB, [(64, 96)])
+    assert "sampling needs 2" in text
+    smaller = shorter_that_fits(job, 12 * GIB).job
+    assert smaller.latent_thw[1:] == job.latent_thw[1:]
+    frames = 4 * (smaller.latent_thw[0] - 1) + 1
+    assert f"what fits: {frames} frames of 768x1280 or 241 frames of 512x768" in text
+    longer = (smaller.latent_thw[0] + 1, *job.latent_thw[1:])
+    assert best_plan(replace(job, latent_thw=longer), 12 * GIB) is None
+    assert "nothing smaller fits" in verdict(job, GIB // 2)
+
+
+def test_the_command_prints_a_table_and_a_verdict(capsys):
+    options = ["--model", "video_lite", "--task", "t2v", "--size", "512x768", "--frames", "121"]
+    assert main(["plan", *options, "--dtype", "bf16", "--memory", "24"]) == 0
+    out = capsys.readouterr().out
+    assert "47,616 tokens, dense attention" in out
+    row = next(line for line in out.splitlines() if line.startswith("sampling "))
+    assert row.split()[1] == "3.74"  # 2.01 billion parameters of 2 bytes in GiB
+    assert out.splitlines()[-1].startswith("fits 24.0 GiB")
+
+
+def test_a_file_is_planned_by_what_it_is(capsys):
+    from kandinsky_core.nano import nano_path
+
+    assert main(["plan", "--model", str(nano_path("transformer"))]) == 0
+    assert "128x128, 17 frames: 320 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model", "video_max"], "neither a file nor one of video_lite"),
+        (["--model", "image_lite", "--task", "t2v"], "it makes t2i"),
+        (["--size", "500x768"], "height 500 must be a multiple of 16"),
+        (["--size", "528x784", "--attention", "nabla"], "multiple of 128"),
+        (["--density", "1.5", "--attention", "nabla"], "at most 1"),
+        (["--memory", "0"], "more than 0"),
+        (["--report", "x.md"], "give --all"),
+    ],
+)
+def test_bad_requests_are_one_sentence(options, sentence, capsys):
+    assert main(["plan", *options]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_page_about_the_family_is_up_to_date(tmp_path, capsys):
+    from tooling.environment import ROOT
+
+    assert main(["plan", "--all", "--report", str(tmp_path / "memory.md")]) == 0
+    page = (tmp_path / "memory.md").read_text(encoding="utf-8")
+    assert page == (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert "prediction" in page
+    capsys.readouterr()
