@@ -39,7 +39,7 @@ def test_creator_converts_the_open_workflow_and_keeps_the_original(
     page.wait_for_function("() => window.app.graph.nodes.some((n) => n.type === 'K5_Sampler')")
     after = set(page.evaluate(TYPES))
     known = set(page.evaluate("() => Object.keys(LiteGraph.registered_node_types)"))
-    assert after - {"K5_ExpandPrompt"} <= known
+    assert after <= known
     assert page.evaluate(tabs) == count + 1
     toast = page.locator(".p-toast-message").last
     toast.wait_for()
