@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/nano"), help="run directory")
     parser.add_argument("--vae", type=Path, default=Path("runs/vae/vae.safetensors"))
     parser.add_argument("--init", type=Path, help="folder of finished weights to start from")
-    parser.add_argument("--steps", type=int, default=5250)
+    parser.add_argument("--steps", type=int, default=9800)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
