@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -355,7 +356,9 @@ def test_the_host_encodes_a_prompt_once(host, monkeypatch):
     executor = host.module("execution").PromptExecutor(server, cache_args={"lru": 0, "ram": 0})
     cached = []
     for number in range(2):
-        executor.execute(prompt, f"prompt {number}", {}, ["4"])
+        # in a thread of its own: the browser tests leave an event loop running in this one
+        with ThreadPoolExecutor(1) as loop:
+            loop.submit(executor.execute, prompt, f"prompt {number}", {}, ["4"]).result()
         assert executor.success, executor.status_messages
         messages = dict(executor.status_messages)
         cached.append(set(messages["execution_cached"]["nodes"]))
