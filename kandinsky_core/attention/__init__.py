@@ -3,7 +3,7 @@
 from .api import Attend
 from .auto import attend
 from .backends.compiled import attend_compiled
-from .backends.compiled import build as build_kernel
+from .backends.compiled_speed import build_kernel, kernel_speeds
 from .backends.dense import attend_dense
 from .backends.gathered import attend_gathered, gathered_bytes
 from .block_map import BlockMap
@@ -26,6 +26,7 @@ __all__ = [
     "attend_reference",
     "build_kernel",
     "gathered_bytes",
+    "kernel_speeds",
     "load_backend",
     "map_bytes",
     "missing",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .backends.compiled import attend_compiled, compiled_missing, fits_kernel
+from .backends.compiled_speed import kernel_speeds
 from .backends.dense import attend_dense
 from .backends.gathered import attend_gathered
 from .block_map import BlockMap
@@ -29,6 +30,11 @@ def _has_kernel() -> bool:
     return reason is None
 
 
+def _kernel_pays(dtype: torch.dtype) -> bool:
+    """Whether the kernel is there, and not slower than plain PyTorch on this processor."""
+    return _has_kernel() and kernel_speeds().get(str(dtype).removeprefix("torch."), 1.0) >= 1.0
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -47,7 +53,7 @@ def attend(
     # masks would be kept for the backward pass, all at once
     wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if q.device.type == "cpu" and not wants_grad:
-        if fits_kernel(q, block_map) and _has_kernel():
+        if fits_kernel(q, block_map) and _kernel_pays(q.dtype):
             return attend_compiled(q, k, v, block_map=block_map)
         limit = GATHER_UP_TO.get(q.dtype, GATHER_UP_TO_IN_16_BITS)
         if float(block_map.density().mean()) > limit:

@@ -16,10 +16,11 @@ from kandinsky_core.attention import (
     attend_reference,
     auto,
     build_kernel,
+    kernel_speeds,
     load_backend,
     missing,
 )
-from kandinsky_core.attention.backends import compiled
+from kandinsky_core.attention.backends import compiled, compiled_speed
 
 needs_compiler = pytest.mark.skipif(
     not shutil.which("c++"), reason="needs a C++ compiler, which this machine lacks"
@@ -105,14 +106,33 @@ def test_what_the_kernel_cannot_do_is_handed_on(case, monkeypatch):
 
 @needs_compiler
 @pytest.mark.usefixtures("_kernel")
-def test_auto_takes_a_built_kernel(monkeypatch):
-    calls = []
+@pytest.mark.parametrize(("speed", "calls"), [(1.4, 1), (0.7, 0), (None, 1)])
+def test_auto_takes_a_built_kernel_where_it_was_not_slower(monkeypatch, speed, calls):
+    taken = []
     monkeypatch.setattr(
-        auto, "attend_compiled", lambda *a, **k: calls.append(1) or attend_compiled(*a, **k)
+        auto, "attend_compiled", lambda *a, **k: taken.append(1) or attend_compiled(*a, **k)
     )
+    monkeypatch.setattr(auto, "kernel_speeds", lambda: {} if speed is None else {"float32": speed})
     q, k, v, block_map = random_case(3, 1, 2, 5, 16, 64, 0.5)
-    attend(q, k, v, block_map=block_map)
-    assert calls == [1]
+    out = attend(q, k, v, block_map=block_map)
+    assert len(taken) == calls
+    expected = attend_reference(q, k, v, block_map=block_map)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_kernel")
+def test_building_measures_both_dtypes():
+    assert kernel_speeds().keys() == {"float32", "bfloat16"}
+    assert all(0.01 < speed < 100 for speed in kernel_speeds().values())
+
+
+def test_speeds_that_cannot_be_read_choose_nothing(without_kernel):
+    assert kernel_speeds() == {}
+    speeds = without_kernel / compiled.library_path().with_suffix(".json").name
+    speeds.write_text("[1", encoding="utf-8")
+    compiled_speed._read.cache_clear()
+    assert kernel_speeds() == {}
 
 
 def test_without_the_kernel_auto_says_so_once_and_goes_on(without_kernel, caplog):
