@@ -23,7 +23,8 @@ def around_block(options: Mapping[str, Any]) -> AroundBlock | None:
         options: transformer_options of the call.
     """
     replaced = options.get("patches_replace", {}).get("dit", {})
-    patches = {number: patch for (kind, number), patch in _keyed(replaced) if kind == BLOCK}
+    # longer keys are other packs' for parts of a block
+    patches = {key[1]: patch for key, patch in replaced.items() if key[:-1] == (BLOCK,)}
     if not patches:
         return None
 
@@ -34,11 +35,6 @@ def around_block(options: Mapping[str, Any]) -> AroundBlock | None:
         return patches[index]({"img": visual}, original)["img"]
 
     return around
-
-
-def _keyed(replaced: Mapping[Any, Any]) -> list[tuple[tuple[str, int], Any]]:
-    """The entries whose key is a kind and a number; other packs use longer keys for parts."""
-    return [(key, patch) for key, patch in replaced.items() if len(key) == 2]
 
 
 def shows_ends(options: Mapping[str, Any], num_frames: int) -> tuple[bool, bool]:
