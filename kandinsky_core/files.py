@@ -10,6 +10,18 @@ from pathlib import Path
 
 from .errors import OutputError
 
+CACHE_VARIABLE = "KANDINSKY_CORE_CACHE"
+"""Environment variable that moves the folder of what can be made again."""
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept, such as built libraries; it need not exist."""
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        return Path(given)
+    base = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME")
+    return Path(base or Path.home() / ".cache") / "kandinsky_core"
+
 
 def check_writable(path: str | Path) -> None:
     """Refuse a path before the work whose result should go there.

@@ -62,14 +62,13 @@ def call_bytes(
         narrow + modulation,
         # input of the block, stream, last update; normalised, modulated
         3 * narrow + 2 * wide + cast * narrow,
-        # stream, input, queries, keys, values, rotated queries; keys in fp32, rotated, cast
-        6 * narrow + wide + cast * (wide + narrow),
+        # input of the block, stream, input, rotated queries, keys; keys in fp32, rotated, cast
+        5 * narrow + wide + cast * (wide + narrow),
         _attention(config, tokens, batch, item, nabla, density, device_type),
-        # input of the block, stream, input; hidden layer before and after its GELU
-        3 * narrow + 2 * hidden,
-        3 * narrow + hidden + max(weight, narrow + weight),
-        # input of the block, stream, input, update; all in fp32, and their sum
-        4 * narrow + wide + cast * 2 * wide,
+        # input of the block, stream, input; hidden layer, and what it becomes
+        4 * narrow + hidden + weight,
+        # input of the block, stream, input, update; the last and the stream in fp32
+        4 * narrow + wide + cast * wide,
     ]
     rope = tokens * config.head_dim // 2 * COMPLEX
     text = batch * text_tokens * model_dim * item

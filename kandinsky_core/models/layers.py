@@ -49,7 +49,10 @@ def norm_and_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def add_gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     """Return x + gate * update, summed in fp32; x and update (B, S, D), gate (B, 1, D)."""
-    return torch.addcmul(x.float(), gate, update.float()).to(x.dtype)
+    if x.dtype == torch.float32:
+        return torch.addcmul(x, gate, update)
+    # the copy in fp32 is nobody else's, so the sum may take its place
+    return x.float().addcmul_(gate, update.float()).to(x.dtype)
 
 
 class TimeEmbeddings(nn.Module):
@@ -163,17 +166,17 @@ class Attention(nn.Module):
             Tokens (B, S, D).
         """
         source = x if context is None else context
-        query = self._normed_heads(self.to_query(x), self.query_norm)  # (B, S, N, K)
-        key = self._normed_heads(self.to_key(source), self.key_norm)  # (B, L, N, K)
+        # one after the other, so that no more than one is there twice
+        query = self._heads(self.to_query(x), self.query_norm, rope)  # (B, S, N, K)
+        key = self._heads(self.to_key(source), self.key_norm, rope)  # (B, L, N, K)
         value = self.to_value(source).unflatten(-1, (self.num_heads, -1))  # (B, L, N, K)
-        if rope is not None:
-            query, key = apply_rope(query, rope), apply_rope(key, rope)
         out = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask=mask)
         return self.out_layer(out.transpose(1, 2).flatten(2))  # (B, S, D)
 
-    def _normed_heads(self, x: Tensor, norm: nn.Module) -> Tensor:
+    def _heads(self, x: Tensor, norm: nn.Module, rope: Tensor | None) -> Tensor:
         heads = x.unflatten(-1, (self.num_heads, -1))
-        return norm(heads.float()).to(x.dtype)
+        heads = norm(heads.float()).to(x.dtype)
+        return heads if rope is None else apply_rope(heads, rope)
 
 
 class FeedForward(nn.Module):
@@ -186,7 +189,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, S, D) to (B, S, D)."""
-        return self.out_layer(F.gelu(self.in_layer(x)))
+        hidden = self.in_layer(x)  # (B, S, D_ff), the largest tensor of a block
+        # a gradient needs it as it was; nobody else should pay for a second one
+        hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
+        return self.out_layer(hidden)
 
 
 class TextBlock(nn.Module):

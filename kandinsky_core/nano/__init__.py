@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from ..errors import CheckpointError
-from ..weights import Component
+from .edit import EDIT_LORA, merge_edit, merged_edit
+
+__all__ = ["EDIT_LORA", "NanoPart", "merge_edit", "nano_path"]
+
+NanoPart = Literal["transformer", "edit_transformer", "text_encoder", "vae"]
 
 
-def nano_path(component: Component) -> Path:
-    """File of a bundled part: "transformer", "vae" or "text_encoder".
+def nano_path(part: NanoPart) -> Path:
+    """File of a bundled part.
 
     Raises:
         CheckpointError: This installation lacks it.
+        OutputError: "edit_transformer" had to be made, and the cache is not writable.
     """
-    path = Path(__file__).with_name(f"{component}.safetensors")
+    if part == "edit_transformer":
+        return merged_edit(nano_path("transformer"), _bundled(EDIT_LORA, "edit adapters"))
+    return _bundled(f"{part}.safetensors", part.replace("_", " "))
+
+
+def _bundled(name: str, what: str) -> Path:
+    path = Path(__file__).with_name(name)
     if not path.is_file():
         raise CheckpointError(
-            f"the bundled nano {component.replace('_', ' ')} is missing ({path}): reinstall the "
-            "package, or train it with kandinsky_core.training."
+            f"the bundled nano {what} is missing ({path}): reinstall the package, or train it with "
+            "kandinsky_core.training."
         )
     return path

@@ -1,91 +1,56 @@
-"""Teaches the nano family to edit pictures, beside all that it can; run with `python -m`.
+"""Teaches the nano family to edit pictures; run with `python -m`.
 
-    python -m kandinsky_core.training.edit --init kandinsky_core/nano --run runs/nano_edit
+    python -m kandinsky_core.training.edit --run runs/nano_edit
     python -m kandinsky_core.training.evaluate --model runs/nano_edit/model
 
-What it does: goes on from finished weights with a mixture. Nearly half of the steps are edits
-(recolour, replace the shape, remove, move, change the background): the network sees the noisy
-target, the source and a mask of ones, as `flow/condition.py` gives them to an edit model, and an
-instruction. The other steps are those of pretraining, so that one file does all tasks and the
-bundled weights do not grow. The text encoder gets the words of the instructions after those that it
-knows, whose ids stay. No picture of the mixture shows a held-out combination.
+What it does: adapters of low rank beside every linear layer of the finished, frozen transformer
+learn five edits (recolour, replace the shape, remove, move, change the background). The network
+sees the noisy target, the source and a mask of ones, as `flow/condition.py` gives them to an edit
+model, and an instruction. The adapters add up to a transformer of its own, which only edits, as in
+the large family; as adapters they are small enough to be bundled. The text encoder stays one for
+all tasks: it gets the words of the instructions after those that it knows, and what it knew it
+reads as before. No pair shows a held-out combination.
 What it leaves out against the family's edit model: the text encoder does not see the source, as
 nano's has no eyes; what is meant by "it" the transformer must find in the picture.
 
-Expected on two free cores with bf16 units, from the pace of pretraining: 5 minutes to encode the
-pairs (10 more where the latents of pretraining are not there), then 50 minutes for 3000 steps. Stop
-it with Ctrl-C and start the same command again: it goes on where it was.
+Stop it with Ctrl-C and start the same command again: it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import AdamW
 
-from ..checkpoint import load_vae
+from ..checkpoint import LoraPair, load_vae, save_lora
 from ..distributed import Group, launch
-from ..models import VideoVAE
-from ..text import NanoTextEncoder, Task
-from .data import Bucket, LatentCache, encode_bucket
+from ..models import CrossDiT, VideoVAE
+from ..nano import EDIT_LORA, merge_edit
+from ..text import NanoTextEncoder, TextConditioning, save_nano_text_encoder
+from .data import Bucket, encode_bucket
 from .edit_data import EditCache, encode_edit_shard
-from .loop import Loop, LoopSettings, Objective, step_generator
-from .objectives import LatentBatch, flow_loss
-from .optim import Schedule, make_optimizers
+from .loop import Loop, LoopSettings, Objective, step_generator, under
+from .lora import Adapters
+from .objectives import flow_loss
+from .optim import Schedule
 from .precision import compute_dtype
-from .pretrain import (
-    BATCH,
-    CACHE,
-    CLIPS,
-    CLIPS_256,
-    IMAGES,
-    IMAGES_256,
-    LONG,
-    LONG_256,
-    NanoModel,
-)
+from .pretrain import BATCH, IMAGES, IMAGES_256, NanoModel
 from .world import edit_vocabulary
 
 EDITS: dict[Bucket, int] = {IMAGES: 16000, IMAGES_256: 800}
 """Pairs of each size that are encoded."""
-
-
-class Part(NamedTuple):
-    """A part of the mixture: edits or what pretraining does, at one size."""
-
-    is_edit: bool
-    bucket: Bucket
-
-    @property
-    def name(self) -> str:
-        return f"edit_{self.bucket.name}" if self.is_edit else self.bucket.name
-
-
-MIXTURE: dict[Part, float] = {
-    Part(True, IMAGES): 0.42,
-    Part(True, IMAGES_256): 0.05,
-    Part(False, CLIPS): 0.33,
-    Part(False, IMAGES): 0.10,
-    Part(False, LONG): 0.03,
-    Part(False, IMAGES_256): 0.02,
-    Part(False, CLIPS_256): 0.03,
-    Part(False, LONG_256): 0.02,
-}
-"""Probability of each part; batches cost about the same."""
-
-
-class DrawsBatches(Protocol):
-    """A cache of either kind."""
-
-    def draw(self, count: int, generator: torch.Generator) -> LatentBatch:
-        """Draws `count` rows."""
-        ...
+SHARES: dict[Bucket, float] = {IMAGES: 0.9, IMAGES_256: 0.1}
+"""Probability of each size; batches cost about the same."""
+FIRST_LAYER = "visual_embeddings.in_layer"
+ALL_OTHERS = re.compile(rf"(?!{re.escape(FIRST_LAYER)}).*")
 
 
 def with_words(encoder: NanoTextEncoder, words: Sequence[str]) -> NanoTextEncoder:
@@ -106,57 +71,110 @@ def with_words(encoder: NanoTextEncoder, words: Sequence[str]) -> NanoTextEncode
     return grown
 
 
-def load_to_edit(folder: Path) -> NanoModel:
-    """Reads finished weights and adds the words of instructions."""
-    model = NanoModel.load(folder)
-    model.text_encoder = with_words(model.text_encoder, edit_vocabulary())
-    return model
+class Editor(nn.Module):
+    """What is trained: adapters of a frozen transformer, its first layer, and new words."""
+
+    def __init__(self, model: NanoModel, rank: int) -> None:
+        """Freeze a model and attach what is trained.
+
+        Args:
+            model: Finished weights; its transformer is changed.
+            rank: Of the adapters.
+        """
+        super().__init__()
+        num_known = model.text_encoder.config.vocab_size
+        self.text_encoder = with_words(model.text_encoder, edit_vocabulary())
+        self.text_encoder.requires_grad_(False)
+        words = self.text_encoder.word_embeddings.weight.requires_grad_(True)
+        words.register_hook(lambda grad: torch.cat([0 * grad[:num_known], grad[num_known:]]))
+        self.adapters = Adapters(model.transformer, rank, rank, ALL_OTHERS)
+        self.first_layer = model.transformer.get_submodule(FIRST_LAYER)
+        assert isinstance(self.first_layer, nn.Linear)
+        self.before = self.first_layer.weight.detach().clone()
+        # what the layer made of sources is chance, and of a mask, that the frame is clean
+        forget_condition(self.first_layer, model.transformer.config.latent_channels)
+
+    def encode_text(self, prompts: Sequence[str]) -> TextConditioning:
+        """Encodes prompts with gradients."""
+        ids, mask = self.text_encoder.tokenizer(prompts)
+        tokens, pooled = self.text_encoder(ids, mask)
+        return TextConditioning(tokens, mask, pooled)
+
+    def save(self, folder: Path, state: Mapping[str, Tensor], base: Path) -> None:
+        """Writes the adapters, the text encoder, and the transformer that only edits.
+
+        Args:
+            folder: Where the three files go.
+            state: A state dict of this module, such as the averaged one.
+            base: The frozen transformer's file.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        pairs = self.adapters.pairs(under(state, "adapters."))
+        # of full rank, so the change itself and a unit matrix
+        change = state["first_layer.weight"] - self.before
+        pairs[FIRST_LAYER] = LoraPair(torch.eye(change.shape[1]), change, 1.0)
+        halves = {
+            name: LoraPair(pair.down.half(), pair.up.half(), pair.scale)
+            for name, pair in pairs.items()
+        }
+        save_lora(folder / EDIT_LORA, halves, "comfyui")
+        merge_edit(base, folder / EDIT_LORA, folder / "transformer.safetensors")
+        encoder = copy.deepcopy(self.text_encoder)
+        encoder.load_state_dict(under(state, "text_encoder."))
+        save_nano_text_encoder(folder / "text_encoder.safetensors", encoder.half())
+
+
+def forget_condition(layer: nn.Linear, channels: int) -> None:
+    """Zeroes what a first layer makes of the condition's channels, in place.
+
+    Args:
+        layer: `visual_embeddings.in_layer` of a transformer with visual_cond.
+        channels: C of its latents.
+    """
+    # the columns of a patch (P) are those of its cells, and those the channels of the input
+    weight = layer.weight.detach().unflatten(1, (-1, 2 * channels + 1))  # (D, P, 2C + 1)
+    weight[..., channels:] = 0.0
 
 
 def make_objective(
-    model: NanoModel,
-    caches: Mapping[Part, DrawsBatches],
+    transformer: CrossDiT,
+    editor: Editor,
+    caches: Mapping[Bucket, EditCache],
     seed: int,
     rank: int = 0,
     *,
     batch: Mapping[Bucket, int] = BATCH,
     dtype: torch.dtype = torch.float32,
 ) -> Objective:
-    """The objective of `Loop`: a part of the mixture for all processes, then each one's rows.
+    """The objective of `Loop`: a size for all processes, then each one's rows.
 
     Args:
-        model: What is trained.
-        caches: A cache for each part that is drawn; shares are `MIXTURE`'s.
+        transformer: With the editor's adapters.
+        editor: What is trained.
+        caches: Pairs of each size that is drawn; shares are those of `SHARES`.
         seed: Of everything random.
         rank: Of this process.
         batch: Rows of each size.
         dtype: In which the large matrices compute.
     """
-    parts = list(caches)
-    shares = torch.tensor([MIXTURE.get(part, 1.0) for part in parts])
+    buckets = list(caches)
+    shares = torch.tensor([SHARES.get(bucket, 1.0) for bucket in buckets])
 
     def objective(step: int) -> Mapping[str, Tensor]:
         # the seed without a rank is the same everywhere: equal sizes keep the processes in pace
         index = torch.multinomial(shares, 1, generator=step_generator(seed + 1, step))
-        part = parts[int(index)]
+        bucket = buckets[int(index)]
         generator = step_generator(seed, step, rank)
-        drawn = caches[part].draw(batch[part.bucket], generator)
-        text = model.encode_text(drawn.prompts)
-        loss = flow_loss(model.transformer, text, drawn, generator, dtype=dtype)
-        return {"loss": loss, f"flow_{part.name}": loss.detach()}
+        drawn = caches[bucket].draw(batch[bucket], generator)
+        text = editor.encode_text(drawn.prompts)
+        loss = flow_loss(transformer, text, drawn, generator, dtype=dtype)
+        return {"loss": loss, f"flow_{bucket.name}": loss.detach()}
 
     return objective
 
 
-def export(loop: Loop, make_model: Callable[[], NanoModel], folder: Path) -> None:
-    """Writes the averaged weights as a model for all tasks."""
-    model = make_model()
-    model.load_state_dict(loop.ema_state())
-    model.save(folder, tasks=get_args(Task))
-
-
 def train(group: Group, args: argparse.Namespace) -> None:
-    """Encodes what is missing from the caches, then trains, in one process of a group."""
+    """Encodes what is missing from the cache, then trains, in one process of a group."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     vae = load_vae(args.vae or args.init / "vae.safetensors", dtype=torch.float32)
     assert isinstance(vae, VideoVAE)
@@ -166,33 +184,27 @@ def train(group: Group, args: argparse.Namespace) -> None:
         encode_bucket(
             vae, bucket, count, pairs, seed=args.seed, group=group, encode=encode_edit_shard
         )
-    for bucket, count in CACHE.items():
-        encode_bucket(vae, bucket, count, args.latents, seed=args.seed, group=group)
     group.barrier()
-    caches: dict[Part, DrawsBatches] = {
-        part: EditCache.load(pairs, part.bucket, vae.config)
-        if part.is_edit
-        else LatentCache.load(args.latents, part.bucket, vae.config)
-        for part in MIXTURE
-    }
+    caches = {bucket: EditCache.load(pairs, bucket, vae.config) for bucket in EDITS}
 
     torch.manual_seed(args.seed)
-    model = load_to_edit(args.init)
-    settings = LoopSettings(
-        Schedule(args.steps, warmup=100, decay=int(args.steps * 0.7)),
-        ema_decay=0.998,
-        save_every=200,
-        log_every=25,
-    )
+    model = NanoModel.load(args.init)
+    editor = Editor(model, args.rank)
+    base = args.init / "transformer.safetensors"
     dtype = compute_dtype()
     Loop(
-        model,
-        make_objective(model, caches, args.seed, group.rank, dtype=dtype),
-        make_optimizers(model, args.lr, outer_lr=args.lr / 5, group=group, dtype=dtype),
-        settings,
+        editor,
+        make_objective(model.transformer, editor, caches, args.seed, group.rank, dtype=dtype),
+        [AdamW(editor.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)],
+        LoopSettings(
+            Schedule(args.steps, warmup=100, decay=int(args.steps * 0.6)),
+            ema_decay=0.998,
+            save_every=200,
+            log_every=25,
+        ),
         args.run,
         group=group,
-        on_save=lambda loop: export(loop, lambda: load_to_edit(args.init), args.run / "model"),
+        on_save=lambda loop: editor.save(args.run / "model", loop.ema_state(), base),
     ).run()
 
 
@@ -206,11 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--init", type=Path, default=Path("kandinsky_core/nano"), help="folder of finished weights"
     )
     parser.add_argument("--vae", type=Path, help="weights; default: those in --init")
-    parser.add_argument(
-        "--latents", type=Path, default=Path("runs/nano/latents"), help="those of pretraining"
-    )
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--lr", type=float, default=2.5e-3)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args(arguments)

@@ -177,7 +177,7 @@ class Loop:
         with safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["training"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        weights = _under(tensors, "weights/")
+        weights = under(tensors, "weights/")
         if {k: v.shape for k, v in weights.items()} != {
             k: v.shape for k, v in self.model.state_dict().items()
         }:
@@ -186,13 +186,13 @@ class Loop:
                 "give the run another name or remove its directory"
             )
         self.model.load_state_dict(weights)
-        self.ema = _under(tensors, "ema/")
-        self._load_optimizer_tensors(_under(tensors, "optimizer/"))
+        self.ema = under(tensors, "ema/")
+        self._load_optimizer_tensors(under(tensors, "optimizer/"))
         self.step = state["step"]
 
     def ema_state(self, prefix: str = "") -> dict[str, Tensor]:
         """State dict of the averaged model, or of the part whose names start with `prefix`."""
-        return _under({**self.model.state_dict(), **self.ema}, prefix)
+        return under({**self.model.state_dict(), **self.ema}, prefix)
 
     def _update_ema(self) -> None:
         # short averages first: the start would weigh on them for long
@@ -280,7 +280,7 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: fmean(value) for name, value in values.items()}
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries whose name starts with `prefix`, without it."""
     return {
         name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)

@@ -102,24 +102,44 @@ class LowRank(nn.Module):
 class Adapters(nn.Module):
     """Adapters of all target layers of a transformer, which is frozen and otherwise untouched."""
 
-    def __init__(self, transformer: CrossDiT, rank: int, alpha: float) -> None:
+    def __init__(
+        self,
+        transformer: CrossDiT,
+        rank: int,
+        alpha: float,
+        targets: re.Pattern[str] = TARGETS,
+    ) -> None:
         """Attach adapters.
 
         Args:
             transformer: Its parameters are frozen, and its target layers hooked.
-            rank: Of each adapter.
+            rank: Of each adapter; no more than its layer has inputs or outputs.
             alpha: Each adds alpha / rank times its product.
+            targets: Matches the whole names of the linear layers that get one.
         """
         super().__init__()
         transformer.requires_grad_(False)
         # a module's name holds no dots
         self.layers = nn.ModuleDict()
         for name, layer in transformer.named_modules():
-            if TARGETS.fullmatch(name):
-                assert isinstance(layer, nn.Linear), name
-                adapter = LowRank(layer.in_features, layer.out_features, rank, alpha)
+            if targets.fullmatch(name) and isinstance(layer, nn.Linear):
+                size = layer.in_features, layer.out_features
+                adapter = LowRank(*size, min(rank, *size), alpha * min(rank, *size) / rank)
                 self.layers[name.replace(".", "/")] = adapter
                 layer.register_forward_hook(partial(_add, adapter))
+
+    def pairs(self, state: Mapping[str, Tensor]) -> dict[str, LoraPair]:
+        """The adapters by the names of their layers.
+
+        Args:
+            state: A state dict of this module, such as the averaged one.
+        """
+        pairs = {}
+        for key, adapter in self.layers.items():
+            assert isinstance(adapter, LowRank)
+            down, up = (state[f"layers.{key}.{half}"] for half in ("down", "up"))
+            pairs[key.replace("/", ".")] = LoraPair(down, up, adapter.scale)
+        return pairs
 
     def save(self, path: Path, trigger: str, state: Mapping[str, Tensor]) -> None:
         """Writes weights of the adapters as a LoRA in PEFT's style.
@@ -129,13 +149,8 @@ class Adapters(nn.Module):
             trigger: Text that belongs before the prompt.
             state: A state dict of this module, such as the averaged one.
         """
-        pairs = {}
-        for key, adapter in self.layers.items():
-            assert isinstance(adapter, LowRank)
-            down, up = (state[f"layers.{key}.{half}"] for half in ("down", "up"))
-            pairs[key.replace("/", ".")] = LoraPair(down, up, adapter.scale)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_lora(path, pairs, "peft", trigger=trigger)
+        save_lora(path, self.pairs(state), "peft", trigger=trigger)
 
 
 def _add(adapter: LowRank, _layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kandinsky_core import files
 from kandinsky_core.attention import (
     BlockMap,
     attend,
@@ -37,7 +38,7 @@ def _kernel():
 @pytest.fixture
 def without_kernel(tmp_path, monkeypatch):
     """A cache in which nothing was built."""
-    monkeypatch.setenv(compiled.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))
     auto._has_kernel.cache_clear()
     yield tmp_path
     auto._has_kernel.cache_clear()

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...files import cache_folder
 from ..block_map import BlockMap
 from .dense import attend_dense
 from .gathered import attend_gathered
@@ -27,22 +28,11 @@ from .gathered import attend_gathered
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("block_sparse.cpp")
-CACHE_VARIABLE = "KANDINSKY_CORE_CACHE"
-"""Environment variable that moves the folder of built libraries."""
 DTYPES = (torch.float32, torch.bfloat16)
 LISTED_AT_ONCE = 32 << 20
 """Entries of block maps that are turned into lists of columns at a time."""
 MULTIPLE = 16
 """Tokens of a block and head dim must be multiples: the kernel's products come in whole vectors."""
-
-
-def cache_folder() -> Path:
-    """Where built libraries are kept."""
-    given = os.environ.get(CACHE_VARIABLE)
-    if given:
-        return Path(given)
-    base = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache") / "kandinsky_core"
 
 
 def library_path() -> Path:
