@@ -123,7 +123,7 @@ def _find_tower(file: Path, width: int) -> tuple[Header | None, str]:
     )
 
 
-def _misfit(tower: Header, width: int) -> str | None:
+def _misfit(tower: Header, text_width: int) -> str | None:
     """What is wrong with a vision tower for a language model of this width, or None."""
     architecture = tower.metadata.get(ARCHITECTURE)
     if architecture != VISION_ARCHITECTURE:
@@ -133,8 +133,11 @@ def _misfit(tower: Header, width: int) -> str | None:
     shapes = {name: entry.shape for name, entry in tower.tensors.items()}
     first = (_EMBED, _GATE.format(0), _OUT)
     lost = [name for name in first if not shapes.get(name)]
-    expected = {} if lost else _expected_shapes(*(shapes[name][0] for name in first), shapes)
-    lost += sorted(expected.keys() - shapes.keys())
+    expected: dict[str, tuple[int, ...]] = {}
+    if not lost:
+        width, inner, out = (shapes[name][0] for name in first)
+        expected = _expected_shapes(width, inner, out, shapes)
+        lost = sorted(expected.keys() - shapes.keys())
     if lost:
         return (
             f"lacks {len(lost)} of the vision tower's tensors, first {lost[0]} (download it again)"
@@ -144,9 +147,9 @@ def _misfit(tower: Header, width: int) -> str | None:
     for name, shape in expected.items():
         if shapes[name] != shape:
             return f"has {name} of shape {shapes[name]} (expected {shape})"
-    if shapes[_OUT][0] != width:
+    if shapes[_OUT][0] != text_width:
         return (
-            f"is for a language model of width {shapes[_OUT][0]}, and this one has {width} "
+            f"is for a language model of width {shapes[_OUT][0]}, and this one has {text_width} "
             "(another size of Qwen2.5-VL)"
         )
     return None

@@ -494,30 +494,66 @@ def test_gguf_qwen_equals_the_core_and_cannot_see(run, host, write_language_mode
         run("K5_TextEncode", clip=clip, text="make it blue", task="i2i", image=image)
 
 
+@pytest.fixture
+def small_towers(host, monkeypatch):
+    """Has the host build vision towers of this file's size; it knows one size only."""
+    module = host.module("comfy.text_encoders.qwen_vl")
+    whole = module.Qwen2VLVisionTransformer
+    sizes = QWEN_CONFIG["vision_config"]
+
+    def build(**options):
+        small = {name: sizes[name] for name in ("hidden_size", "intermediate_size", "num_heads")}
+        tower = whole(**(options | small | {"num_layers": sizes["depth"]}))
+        tower.fullatt_block_indexes = sizes["fullatt_block_indexes"]
+        return tower
+
+    monkeypatch.setattr(module, "Qwen2VLVisionTransformer", build)
+
+
+@pytest.fixture
+def tower(large):
+    """The weights of the vision tower, by transformers' names."""
+    return {f"visual.{name}": weight for name, weight in large.qwen.visual.state_dict().items()}
+
+
+@pytest.mark.parametrize(("kind", "error"), [("F32", 1e-5), ("F16", 2e-3), ("Q8_0", 2e-2)])
+@pytest.mark.usefixtures("small_towers")
 def test_gguf_qwen_sees_through_the_mmproj_file_beside_it(
-    run, host, large, write_language_model, write_mmproj, give_sight, caplog
+    run, host, large, tower, write_language_model, write_mmproj, caplog, kind, error
 ):
-    folder = host.base / "models" / "text_encoders"
-    path = write_language_model(folder / "pair" / "qwen.gguf", "F32")
-    names = {"qwen_name": "pair/qwen.gguf", "clip_name": "clip.safetensors"}
-    clip = run("K5_LoadTextEncoders", **names, task="i2i")[0]
-    tower = {f"visual.{name}": weight for name, weight in large.qwen.visual.state_dict().items()}
-    write_mmproj(path.with_name("mmproj-f32.gguf"), tower, "F32")
+    folder = host.base / "models" / "text_encoders" / f"pair_{kind}"
+    write_language_model(folder / "qwen.gguf", kind)
+    write_mmproj(folder / "mmproj.gguf", tower, kind)
+    names = {"qwen_name": f"{folder.name}/qwen.gguf", "clip_name": "clip.safetensors"}
     with caplog.at_level(logging.INFO):
-        read = host.part("nodes.host.text_qwen").read_qwen_clip(path, folder / "clip.safetensors")
-    assert "qwen.gguf sees through mmproj-f32.gguf" in caplog.text
-    start = "visual."
-    found = {n.removeprefix(start): w for n, w in read.qwen.items() if n.startswith(start)}
-    # the host's vision tower has one size only, and is not this one
-    with pytest.raises(ValueError, match=r"with mmproj-f32\.gguf has weights of other shapes"):
-        run("K5_LoadTextEncoders", **names, task="i2i")
-    give_sight(clip, found, QWEN_CONFIG["vision_config"])
+        clip = run("K5_LoadTextEncoders", **names, task="i2i")[0]
+    assert "qwen.gguf sees through mmproj.gguf" in caplog.text
     image = torch.rand(1, 120, 180, 3, generator=torch.Generator().manual_seed(2))
-    expected = large.encode(["make it blue"], task="i2i", images=image.movedim(3, 1) * 2 - 1)
-    given = {"clip": clip, "text": "make it blue", "task": "i2i", "image": image}
-    ((tokens, _),) = run("K5_TextEncode", **given)[0]
-    assert tokens.shape == expected.tokens.shape
-    assert (tokens - expected.tokens).abs().max() < 1e-4
+    pixels = image.movedim(3, 1) * 2 - 1
+    expected = large.encode(["make it blue"], task="i2i", images=pixels).tokens
+    given = {"clip": clip, "text": "make it blue", "task": "i2i"}
+    ((tokens, _),) = run("K5_TextEncode", **given, image=image)[0]
+    assert tokens.shape == expected.shape
+    assert (tokens - expected).norm() <= error * expected.norm()
+    ((mirrored, _),) = run("K5_TextEncode", **given, image=image.flip(2))[0]
+    assert (mirrored - expected).norm() > 3 * error * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("size", "value", "said"),
+    [("intermediate_size", 96, "has weights of other shapes"), ("depth", 2, "lacks 12 of the")],
+)
+@pytest.mark.usefixtures("small_towers")
+def test_a_vision_tower_that_the_host_cannot_take_is_named(
+    run, host, tower, write_language_model, write_mmproj, monkeypatch, size, value, said
+):
+    folder = host.base / "models" / "text_encoders" / f"unlike_{size}"
+    write_language_model(folder / "qwen.gguf", "F16")
+    write_mmproj(folder / "mmproj.gguf", tower)
+    names = {"qwen_name": f"{folder.name}/qwen.gguf", "clip_name": "clip.safetensors"}
+    monkeypatch.setitem(QWEN_CONFIG["vision_config"], size, value)
+    with pytest.raises(ValueError, match=rf"qwen\.gguf with mmproj\.gguf {said}"):
+        run("K5_LoadTextEncoders", **names, task="i2i")
 
 
 def test_an_mmproj_file_that_comes_later_loads_the_encoder_anew(host):
@@ -533,10 +569,9 @@ def test_an_mmproj_file_that_comes_later_loads_the_encoder_anew(host):
     assert node.fingerprint_inputs(qwen_name="gone.gguf") == "gone.gguf"
 
 
-def test_a_vision_tower_is_no_text_encoder(run, host, large, write_mmproj):
+def test_a_vision_tower_is_no_text_encoder(run, host, tower, write_mmproj):
     folder = host.base / "models" / "text_encoders" / "alone"
     folder.mkdir()
-    tower = {f"visual.{name}": weight for name, weight in large.qwen.visual.state_dict().items()}
     write_mmproj(folder / "mmproj.gguf", tower)
     names = {"qwen_name": "alone/mmproj.gguf", "clip_name": "clip.safetensors"}
     with pytest.raises(

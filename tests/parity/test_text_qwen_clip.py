@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from kandinsky_core.errors import CheckpointError
 from kandinsky_core.settings import VIDEO_NEGATIVE_PROMPT
-from kandinsky_core.text import load_qwen_clip, load_qwen_clip_folder
+from kandinsky_core.text import CannotWriteError, load_qwen_clip, load_qwen_clip_folder
 from kandinsky_core.text.qwen_clip import halve_images
 from kandinsky_core.text.qwen_clip_load import CLIP_L_CONFIG, QWEN_7B_CONFIG
 from kandinsky_core.text.templates import TEMPLATES
@@ -390,6 +390,8 @@ def test_gguf_gives_the_same(gguf_reference, load, write_language_model, tmp_pat
         match=rf"without its vision tower: .* put its mmproj file .*mmproj-Qwen.* into {tmp_path} ",
     ):
         blind.encode(["a"], task="i2i", images=torch.zeros(1, 3, 64, 64))
+    with pytest.raises(CannotWriteError, match=r"looks at the image \(qwen\.gguf is the language"):
+        blind.write("a", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), torch.argmax, 1)
     main = {"F32": torch.float32, "F16": torch.float16, "Q8_0": torch.bfloat16}[kind]
     assert {p.dtype for p in load(path, qwen_config=GGUF_TINY).qwen.parameters()} == {main}
     assert {p.device.type for p in load(path, device="meta", **options).parameters()} == {"meta"}
