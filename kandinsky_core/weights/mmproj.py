@@ -22,7 +22,7 @@ from .gguf_file import (
 from .header import Header, is_mmproj, read_header
 from .llama_names import VISION
 
-MMPROJ_EXAMPLE = "mmproj-Qwen2.5-VL-7B-Instruct-f16.gguf"
+_EXAMPLE = "mmproj-Qwen2.5-VL-7B-Instruct-f16.gguf"
 """The name of such a file, for messages."""
 
 _KERNEL = (3, 2, 14, 14)  # colours, frames, pixels: the same in every Qwen2.5-VL
@@ -66,7 +66,7 @@ def read_qwen_header(path: str | Path) -> QwenHeader:
     architecture = header.metadata.get(ARCHITECTURE)
     if architecture == VISION_ARCHITECTURE:
         raise CheckpointError(
-            f"{path} is {describe_tower(header.metadata)}: give the language model of Qwen2.5-VL; "
+            f"{path} is {_describe_tower(header.metadata)}: give the language model of Qwen2.5-VL; "
             "its vision tower is taken from the same folder."
         )
     norm = header.tensors.get("model.norm.weight")
@@ -81,7 +81,7 @@ def read_qwen_header(path: str | Path) -> QwenHeader:
     return QwenHeader(header.path, tensors, header.metadata, tower.path)
 
 
-def describe_tower(metadata: Mapping[str, str]) -> str:
+def _describe_tower(metadata: Mapping[str, str]) -> str:
     """What a file of the architecture "clip" is, with its article."""
     named = projector(metadata)
     if named == QWEN_PROJECTOR:
@@ -118,7 +118,7 @@ def _find_tower(file: Path, width: int) -> tuple[Header | None, str]:
         return None, f"{len(fitting)} mmproj files fit it ({names}); leave one in {file.parent}"
     found = "; ".join(misfits[:3]) or f"{file.name} is the language model alone"
     return None, (
-        f"{found}; put its mmproj file (for the 7B model e.g. {MMPROJ_EXAMPLE}) into {file.parent} "
+        f"{found}; put its mmproj file (for the 7B model e.g. {_EXAMPLE}) into {file.parent} "
         "and load it again, or load the whole model from a .safetensors file"
     )
 
@@ -129,7 +129,7 @@ def _misfit(tower: Header, text_width: int) -> str | None:
     if architecture != VISION_ARCHITECTURE:
         return f"is no vision tower (GGUF architecture {architecture!r}) whatever its name"
     if projector(tower.metadata) != QWEN_PROJECTOR:
-        return f"is {describe_tower(tower.metadata)}"
+        return f"is {_describe_tower(tower.metadata)}"
     shapes = {name: entry.shape for name, entry in tower.tensors.items()}
     first = (_EMBED, _GATE.format(0), _OUT)
     lost = [name for name in first if not shapes.get(name)]
