@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from comfy_api.latest import io
 
@@ -89,7 +89,8 @@ class LoadTextEncoders(io.ComfyNode):
                     tooltip=(
                         "Qwen2.5-VL 7B (e.g. qwen_2.5_vl_7b_fp8_scaled.safetensors) for the "
                         "released models; nano's encoder for nano. A .gguf file is unpacked to "
-                        "bf16 (14 GB) and cannot see the image of an edit prompt."
+                        "bf16 (14 GB) and sees the image of an edit prompt through the mmproj "
+                        "file beside it."
                     ),
                 ),
                 io.Combo.Input(
@@ -116,6 +117,11 @@ class LoadTextEncoders(io.ComfyNode):
     def validate_inputs(cls, qwen_name: str, clip_name: str) -> bool:  # noqa: ARG003
         """Leave unknown names to `execute`, whose message says where files belong."""
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, qwen_name: str = host.NANO, **_: Any) -> str:
+        """Changes with the mmproj files beside a GGUF file, which no input names."""
+        return host.fingerprint_vision(qwen_name)
 
     @classmethod
     def execute(cls, qwen_name: str, clip_name: str, task: str) -> io.NodeOutput:

@@ -172,3 +172,32 @@ def write_gguf():
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def write_mmproj(write_gguf):
+    """Write the vision tower of Qwen2.5-VL as llama.cpp's converter does.
+
+    `write_mmproj(path, state, "F16")` takes transformers' names with "visual." before them, those
+    of other parts of the model are left out; `fused` keeps queries, keys and values together, as
+    its later versions do.
+    """
+    gguf = pytest.importorskip("gguf")
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 32)
+
+    def write(path, state, kind="F16", *, fused=False, projector="qwen2.5vl_merger"):
+        arrays = {}
+        for name, tensor in state.items():
+            parts = {name: tensor}
+            if ".qkv." in name and not fused:
+                thirds = np.split(np.asarray(tensor), 3)
+                parts = {name.replace("qkv", "qkv"[i]): thirds[i] for i in range(3)}
+            if name == "visual.patch_embed.proj.weight":
+                arrays["v.patch_embd.weight"] = tensor[:, :, 0]
+                arrays["v.patch_embd.weight.1"] = tensor[:, :, 1]
+            elif name.startswith("visual."):
+                arrays |= {table.get_name(k, (".weight", ".bias")): v for k, v in parts.items()}
+        metadata = {"clip.projector_type": projector}
+        return write_gguf(path, arrays, kind, architecture="clip", metadata=metadata)
+
+    return write

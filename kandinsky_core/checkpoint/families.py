@@ -25,15 +25,18 @@ class Family(NamedTuple):
     vae_layout: VAELayout | None = None
 
 
-_QWEN_TEXT = "qwen2.5-vl without vision"
+QWEN_TEXT = "qwen2.5-vl without vision"
+QWEN_VISION = "qwen2.5-vl vision tower (mmproj)"
+
+_QWEN = "qwen2.5-vl"
 
 _KNOWN: tuple[tuple[Component, str, str], ...] = (
     ("transformer", "kandinsky5", "visual_transformer_blocks.0.cross_attention.to_key.weight"),
     ("text_encoder", "nano", "layers.0.feed_forward_in.weight"),
-    ("text_encoder", "qwen2.5-vl", "visual.blocks.0.attn.qkv.weight"),
+    ("text_encoder", _QWEN, "visual.blocks.0.attn.qkv.weight"),
     # GGUF files, and what is cut out of others; Llama's queries have no bias
-    ("text_encoder", _QWEN_TEXT, "model.layers.0.self_attn.q_proj.bias"),
-    ("text_encoder", _QWEN_TEXT, "language_model.layers.0.self_attn.q_proj.bias"),
+    ("text_encoder", QWEN_TEXT, "model.layers.0.self_attn.q_proj.bias"),
+    ("text_encoder", QWEN_TEXT, "language_model.layers.0.self_attn.q_proj.bias"),
     ("text_encoder", "clip", "text_model.encoder.layers.0.self_attn.q_proj.weight"),
 )
 
@@ -100,6 +103,10 @@ def find_known(names: Iterable[str]) -> list[Family]:
         if prefixes:
             # a network may hold another's names deeper down
             found.append(Family(component, family, min(prefixes, key=len)))
+    parts = [family.name for family in found]
+    if _QWEN in parts and QWEN_TEXT not in parts:
+        place = parts.index(_QWEN)
+        found[place] = found[place]._replace(name=QWEN_VISION)
     # Wan's VAE has FLUX's names and some more
     layout = detect_vae_layout(names) if foreign != _WAN_VAE else None
     if layout:

@@ -33,6 +33,7 @@ from ..weights import (
     TensorEntry,
     main_dtype,
     precision_name,
+    projector,
     read_header,
     split_scales,
 )
@@ -130,8 +131,9 @@ def _find_family(header: Header, component: Component | None) -> Family:
             return family
     # a file of another model may hold a VAE that looks like ours: the model decides
     if foreign := find_foreign(names):
-        architecture = header.metadata.get(ARCHITECTURE)
-        said = f" (GGUF architecture {architecture!r})" if architecture else ""
+        architecture, part = header.metadata.get(ARCHITECTURE), projector(header.metadata)
+        of = f", projector {part!r}" if part else ""
+        said = f" (GGUF architecture {architecture!r}{of})" if architecture else ""
         raise CheckpointError(
             f"{path} is {foreign}{said}: expected a Kandinsky 5 {wanted.replace('_', ' ')}."
         )

@@ -13,7 +13,7 @@ import torch
 from ..config import DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
 from ..settings import RELEASES, Release, SamplingSettings, Stage, Task
 from ..weights import Component, Header
-from .families import Family
+from .families import QWEN_TEXT, QWEN_VISION, Family
 
 Config = DiTConfig | VideoVAEConfig | ImageVAEConfig | NanoTextConfig
 
@@ -25,6 +25,12 @@ NEEDS = {
     "nano": "nano's text encoder and VAE, which come with this package",
 }
 """Variant -> the other parts that a transformer works with, in words."""
+
+_BESIDE = {
+    QWEN_TEXT: "for image editing its vision tower: a GGUF file mmproj-... in the same folder",
+    QWEN_VISION: "the language model of Qwen2.5-VL, a GGUF file in the same folder",
+}
+"""Half of a text encoder -> where the other half is looked for."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,8 @@ class CheckpointInfo:
         lines += [f"  {_describe_settings(settings)}" for settings in classes]
         if self.variant in NEEDS and self.kind == "transformer":
             lines.append(f"  needs {NEEDS[self.variant]}")
+        if self.variant in _BESIDE:
+            lines.append(f"  needs {_BESIDE[self.variant]}")
         return "\n".join(lines)
 
 

@@ -27,11 +27,10 @@ from .writing import CannotWriteError, TokenChooser, Written, write_with_transfo
 CLIP_LENGTH = 77
 """Tokens that CLIP reads: the prompt, cut or padded."""
 NO_VISION = (
-    "an edit prompt is encoded together with its source image, and this Qwen2.5-VL was loaded from "
-    "a file without the vision tower (GGUF keeps it in a separate mmproj file, which is not read); "
-    "load Qwen2.5-VL from a .safetensors file for image editing"
+    "an edit prompt is encoded together with its source image, and this Qwen2.5-VL was loaded "
+    "without its vision tower"
 )
-"""What a user reads who edits with a text encoder that cannot see."""
+"""What a user reads who edits with a text encoder that cannot see; the reason follows."""
 
 
 class QwenClipTextEncoder(nn.Module):
@@ -51,6 +50,7 @@ class QwenClipTextEncoder(nn.Module):
         device: torch.device | str | None = None,
         offload: bool = False,
         read_head: Callable[[], Tensor] | None = None,
+        why_blind: str = "",
     ) -> None:
         """Takes built models.
 
@@ -63,8 +63,10 @@ class QwenClipTextEncoder(nn.Module):
             offload: Whether the weights stay where they are now except while they encode.
             read_head: Returns the weight (V, D) of Qwen's language head. Only writing needs it, so
                 it is read then; without it the encoder cannot write.
+            why_blind: Why `qwen` has no vision tower and what to do, a clause for messages.
         """
         super().__init__()
+        self._why_blind = why_blind
         self._read_head = read_head
         self.qwen: nn.Module | None = qwen.eval().requires_grad_(False)
         self.clip: nn.Module | None = clip.eval().requires_grad_(False)
@@ -159,7 +161,7 @@ class QwenClipTextEncoder(nn.Module):
         image_tokens = None
         if TASK_TEMPLATES[task] == "edit":
             if getattr(qwen, "visual", None) is None:
-                raise ValueError(NO_VISION)
+                raise ValueError(f"{NO_VISION}: {self._why_blind}")
             image_inputs, image_tokens = _look_at(self._halves(prompts, images))
         ids, mask = self.tokenize(prompts, task, image_tokens)
         return self._forward_inputs(qwen, ids, mask, image_inputs)
@@ -176,6 +178,11 @@ class QwenClipTextEncoder(nn.Module):
         head = self._read_head()
         image_inputs: dict[str, Tensor] = {}
         if image is not None:
+            if getattr(self.qwen, "visual", None) is None:
+                raise CannotWriteError(
+                    "This Qwen2.5-VL was loaded without its vision tower, with which it looks at "
+                    f"the image ({self._why_blind})"
+                )
             image_inputs, (count,) = _look_at(image)
             chat = chat.replace(IMAGE_TAGS[1], IMAGE_TAGS[1] * count, 1)
         ids = torch.tensor([self.qwen_tokenizer(chat)["input_ids"]])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, import_extra
-from ..weights import WeightFiles, read_header
+from ..weights import Header, WeightFiles, read_header, read_qwen_header
 from .qwen_clip import QwenClipTextEncoder
 from .writing import CannotWriteError
 
@@ -81,8 +81,8 @@ def load_qwen_clip(
 
     Args:
         qwen_path: A .safetensors or .gguf file, or a folder with one or several and a
-            config.json. Without weights of the vision tower, as in every .gguf file, edit prompts
-            are refused.
+            config.json. The vision tower of a .gguf file is the mmproj file beside it; without
+            one, edit prompts are refused.
         clip_path: The same for CLIP.
         qwen_tokenizer: Folder with Qwen's tokenizer files.
         clip_tokenizer: Folder with CLIP's tokenizer files.
@@ -101,11 +101,13 @@ def load_qwen_clip(
     """
     transformers = import_extra("transformers", "text")
     on_meta = device is not None and torch.device(device).type == "meta"
+    qwen_header = read_qwen_header(qwen_path)
     return QwenClipTextEncoder(
         _load_model(
             transformers.Qwen2_5_VLModel,
             transformers.Qwen2_5_VLConfig,
-            Path(qwen_path),
+            qwen_header,
+            qwen_header.label,
             qwen_config or QWEN_7B_CONFIG,
             dtype,
             on_meta,
@@ -114,7 +116,8 @@ def load_qwen_clip(
         _load_model(
             transformers.CLIPTextModel,
             transformers.CLIPTextConfig,
-            Path(clip_path),
+            read_header(clip_path, "text_encoder"),
+            str(clip_path),
             clip_config or CLIP_L_CONFIG,
             dtype,
             on_meta,
@@ -123,6 +126,7 @@ def load_qwen_clip(
         device=device,
         offload=offload,
         read_head=partial(read_language_head, qwen_path, dtype),
+        why_blind=qwen_header.why_blind,
     )
 
 
@@ -194,13 +198,14 @@ def _load_tokenizer(transformers: Any, folder: Path) -> Any:
 def _load_model(
     model_class: Any,
     config_class: Any,
-    path: Path,
+    header: Header,
+    label: str,
     default_config: dict[str, Any],
     dtype: torch.dtype | None,
     on_meta: bool,
 ) -> nn.Module:
-    """Builds a model of transformers from a weight file or folder."""
-    header = read_header(path, "text_encoder")
+    """Builds a model of transformers from weight files, called `label` in messages."""
+    path = header.path
     tensors = {
         _PREFIXES.sub("", name): entry
         for name, entry in header.tensors.items()
@@ -220,7 +225,7 @@ def _load_model(
     names = {_PREFIXES.sub("", name): name for name in expected}
     with WeightFiles(path, tensors) as files:
         found = {names.get(core, core): entry.shape for core, entry in files.entries.items()}
-        _check(path, model_class.__name__, expected, found)
+        _check(label, model_class.__name__, expected, found)
         if on_meta:
             return model
         if dtype is None:
@@ -237,7 +242,7 @@ def _load_model(
 
 
 def _check(
-    path: Path,
+    label: str,
     model: str,
     expected: Mapping[str, tuple[int, ...]],
     found: Mapping[str, tuple[int, ...]],
@@ -252,12 +257,12 @@ def _check(
             if names
         ]
         raise CheckpointError(
-            f"{path} is not a {model}: of {len(expected)} tensors, {' and '.join(problems)}; "
+            f"{label} is not a {model}: of {len(expected)} tensors, {' and '.join(problems)}; "
             "give the file of the right text encoder"
         )
     for name, shape in expected.items():
         if found[name] != shape:
             raise CheckpointError(
-                f"{path} is a {model} of another size: {name} has shape {found[name]}, "
+                f"{label} is a {model} of another size: {name} has shape {found[name]}, "
                 f"expected {shape}"
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .entry import TensorEntry
-from .gguf_file import ARCHITECTURE
+from .gguf_file import ARCHITECTURE, projector
 from .header import Component, Header, read_header, weight_files
+from .mmproj import QwenHeader, mmproj_files, read_qwen_header
 from .reader import WeightFiles
 from .scaled import main_dtype, precision_name, split_scales
 
@@ -12,11 +13,15 @@ __all__ = [
     "ARCHITECTURE",
     "Component",
     "Header",
+    "QwenHeader",
     "TensorEntry",
     "WeightFiles",
     "main_dtype",
+    "mmproj_files",
     "precision_name",
+    "projector",
     "read_header",
+    "read_qwen_header",
     "split_scales",
     "weight_files",
 ]

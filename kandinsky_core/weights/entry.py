@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,11 @@ class TensorEntry(NamedTuple):
     """Its name in that file."""
     offset: int | None = None
     """Where its bytes begin in a GGUF file; None in a .safetensors file, which has an index."""
+    parts: tuple[TensorEntry, ...] = ()
+    """The tensors of a GGUF file that it is put together from, in order; its dtype, name and offset
+    are those of the first."""
+    axis: int = 0
+    """Along which the parts follow one another."""
 
     @property
     def size(self) -> int:
@@ -47,3 +53,10 @@ class TensorEntry(NamedTuple):
     def is_packed(self) -> bool:
         """Whether its elements lie in blocks that share a scale (GGUF's quantised types)."""
         return self.offset is not None and self.dtype not in DTYPES
+
+    @classmethod
+    def join(cls, parts: Sequence[TensorEntry], axis: int) -> TensorEntry:
+        """Tensors of one shape, one after the other along an axis, as one."""
+        shape = list(parts[0].shape)
+        shape[axis] *= len(parts)
+        return parts[0]._replace(shape=tuple(shape), parts=tuple(parts), axis=axis)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,10 +22,16 @@ from torch import Tensor
 
 from ..errors import CheckpointError, MissingExtraError, import_extra
 from .entry import DTYPES, TensorEntry
-from .llama_names import rename_qwen
+from .llama_names import rename_qwen, rename_vision
 
 ARCHITECTURE = "general.architecture"
 """Metadata entry: which model the file says it is."""
+QWEN_ARCHITECTURE = "qwen2vl"
+"""What the language model of Qwen2.5-VL says it is."""
+VISION_ARCHITECTURE = "clip"
+"""What every vision tower that llama.cpp keeps apart from its language model says it is."""
+QWEN_PROJECTOR = "qwen2.5vl_merger"
+"""Which of them is Qwen2.5-VL's; see `projector`."""
 
 _SHAPE_KEY = "comfy.gguf.orig_shape."
 _DEFAULT_ALIGNMENT = 32
@@ -128,9 +135,20 @@ def read_gguf_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]
             f"{path} is cut off: expected {end:,} bytes by its header, found {size:,} bytes in "
             "the file; download it again."
         )
-    if metadata.get(ARCHITECTURE) == "qwen2vl":
+    if metadata.get(ARCHITECTURE) == QWEN_ARCHITECTURE:
         tensors = {rename_qwen(name): entry for name, entry in tensors.items()}
+    elif projector(metadata) == QWEN_PROJECTOR:
+        tensors = rename_vision(tensors)
     return tensors, metadata
+
+
+def projector(metadata: Mapping[str, str]) -> str | None:
+    """Which model's vision tower a file says it holds, e.g. "qwen2.5vl_merger"; None for others."""
+    if metadata.get(ARCHITECTURE) != VISION_ARCHITECTURE:
+        return None
+    # files that hear as well as see have one entry for each sense
+    names = ("clip.projector_type", "clip.vision.projector_type")
+    return next((metadata[name] for name in names if name in metadata), None)
 
 
 def _read(

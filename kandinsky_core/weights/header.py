@@ -85,12 +85,21 @@ def weight_files(path: Path, component: Component = "transformer") -> list[Path]
     return [path]
 
 
+def is_mmproj(file: Path) -> bool:
+    """Whether a file is named as llama.cpp's users name a vision tower kept apart."""
+    return file.suffix == ".gguf" and "mmproj" in file.name.lower()
+
+
 def _folder_files(folder: Path) -> list[Path]:
     # "model.fp16.safetensors" may lie beside "model.safetensors": the shorter name is the plain one
     indices = sorted(folder.glob("*.safetensors.index.json"), key=lambda file: len(file.name))
     if indices:
         return _indexed_files(indices[0])
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        packed = sorted(folder.glob("*.gguf"))
+        # a vision tower lies beside its language model and is found through it
+        files = [file for file in packed if not is_mmproj(file)] or packed
     shards = [match for file in files if (match := _SHARD_NAME.fullmatch(file.name))]
     if shards and len(shards) == len(files) == int(shards[0][3]):
         return files

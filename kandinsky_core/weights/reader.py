@@ -84,6 +84,11 @@ class WeightFiles(Mapping[str, Tensor]):
         """
         entry = self.entries[name]
         unpacked = dtype or torch.bfloat16
+        if entry.parts:
+            # its parts may be stored in several types: read them as one
+            whole = dtype or (unpacked if entry.is_packed else DTYPES[entry.dtype])
+            parts = [self._gguf(part, whole).to(whole) for part in entry.parts]
+            return torch.cat(parts, entry.axis)
         if entry.is_packed:
             return self._gguf(entry, unpacked)
         tensor = self._stored(entry)

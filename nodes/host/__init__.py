@@ -31,7 +31,7 @@ from .plan import free_memory, make_job
 from .routes import add_routes
 from .run import set_conditioning, show_text
 from .sampling import sample_latents, sampling_shift
-from .text import TASKS, encode_text, load_text_encoders
+from .text import TASKS, encode_text, fingerprint_vision, load_text_encoders
 from .vae import (
     decode_frames,
     encode_clip,
@@ -65,6 +65,7 @@ __all__ = [
     "expand_prompt",
     "find_name",
     "fingerprint_input",
+    "fingerprint_vision",
     "free_memory",
     "input_texts",
     "is_kandinsky",

@@ -97,7 +97,7 @@ class QwenWriter:
         if image is not None and not model.sees:
             raise CannotWriteError(
                 f"{model.qwen_path.name} holds no vision tower, with which Qwen2.5-VL looks at "
-                "the image (disconnect the image, or use a file of the whole model)"
+                f"the image (disconnect the image, or load it with one: {model.why_blind})"
             )
         head = LanguageHead(read_language_head(model.qwen_path))
         own = self._clip.patcher

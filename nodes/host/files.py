@@ -37,19 +37,25 @@ def locate(folder: Folder, name: str, input_id: str) -> Path:
     Raises:
         ValueError: No folder of that kind, extra_model_paths.yaml included, has the file.
     """
-    path = folder_paths.get_full_path(folder, name)
+    path = find_path(folder, name)
     if path is not None:
-        return Path(path)
+        return path
     known = choices(folder)
-    for root in folder_paths.get_folder_paths(folder):
-        if name in known and (Path(root) / name).is_dir():
-            return Path(root) / name
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}? Otherwise " if near else ""
     raise ValueError(
         f"{input_id}: there is no file {name!r} in the {folder} folders "
         f"({', '.join(folder_paths.get_folder_paths(folder))}): {hint}put it there and press R."
     )
+
+
+def find_path(folder: Folder, name: str) -> Path | None:
+    """Path of a file chosen from `choices`, or None."""
+    path = folder_paths.get_full_path(folder, name)
+    if path is not None:
+        return Path(path)
+    roots = folder_paths.get_folder_paths(folder) if name in choices(folder) else []
+    return next((Path(root) / name for root in roots if (Path(root) / name).is_dir()), None)
 
 
 def find_name(folder: Folder, stem: str) -> str:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import identify
 from ...kandinsky_core.text import NanoTextEncoder, Task, load_nano_text_encoder
+from ...kandinsky_core.weights import mmproj_files
 from .conditions import SEEN
+from .files import NANO, find_path
 from .prompt import TEXT_MARK, prepare_prompt
 from .run import set_conditioning
 from .text_native import is_native_pair, with_reference_text
@@ -118,6 +120,17 @@ def load_text_encoders(qwen: Path, clip: Path | None, task: Task) -> comfy.sd.CL
     loaded = _load_nano(qwen) if clip is None else _load_qwen_clip(qwen, clip)
     loaded.set_tokenizer_option("task", task)
     return loaded
+
+
+def fingerprint_vision(name: str) -> str:
+    """What changes when a vision tower (mmproj) is put beside Qwen or taken away.
+
+    Args:
+        name: Entry of the loader's list; of an unknown one only the name counts.
+    """
+    path = None if name == NANO else find_path("text_encoders", name)
+    files = [] if path is None else mmproj_files(path)
+    return " ".join([name, *(f"{file.name} {file.stat().st_mtime_ns}" for file in files)])
 
 
 def _load_nano(path: Path) -> comfy.sd.CLIP:

@@ -29,7 +29,7 @@ from ...kandinsky_core.text import (
     fit_for_qwen,
     halve_images,
 )
-from ...kandinsky_core.weights import WeightFiles, read_header
+from ...kandinsky_core.weights import Header, QwenHeader, WeightFiles, read_header, read_qwen_header
 from .model_load import has_scaled_layers
 from .prompt import TEXT_MARK, prepare_prompt
 from .qwen_vision import as_picture, picture_order
@@ -43,7 +43,7 @@ _HEAD_DIM = 128  # the host's Qwen2.5 has no other
 _VISION = "visual."
 _SCALED_MARK = "scaled_fp8"
 # what a file may lack: parts not used, and factors of layers that are not scaled
-_UNUSED = (_VISION, "text_projection", "logit_scale", "position_ids", "scale_weight", _SCALED_MARK)
+_UNUSED = ("text_projection", "logit_scale", "position_ids", "scale_weight", _SCALED_MARK)
 # transformers >= 4.52 wraps the language model once more
 _RENAMED = {"model.language_model.": "model.", "model.visual.": _VISION}
 
@@ -54,7 +54,7 @@ class QwenClipWeights:
 
     qwen: dict[str, Tensor]
     clip: dict[str, Tensor]
-    qwen_path: Path
+    qwen_header: QwenHeader
     clip_path: Path
 
     @property
@@ -69,8 +69,9 @@ def read_qwen_clip(qwen_path: Path, clip_path: Path) -> QwenClipWeights:
         ValueError: A file is damaged or of another model.
     """
     takes_scales = "llama_scaled_fp8" in _parameters(comfy.text_encoders.qwen_image.te)
-    qwen = _read(qwen_path, keep_scales=takes_scales and has_scaled_layers())
-    clip = _read(clip_path)
+    header = read_qwen_header(qwen_path)
+    qwen = _read(header, keep_scales=takes_scales and has_scaled_layers())
+    clip = _read(read_header(clip_path, "text_encoder"))
     if "model.layers.0.self_attn.q_proj.weight" not in qwen or "model.norm.weight" not in qwen:
         raise ValueError(
             f"qwen_name: {qwen_path.name} is not a Qwen2.5-VL text encoder; use "
@@ -80,24 +81,26 @@ def read_qwen_clip(qwen_path: Path, clip_path: Path) -> QwenClipWeights:
         raise ValueError(
             f"clip_name: {clip_path.name} is not a CLIP-L text encoder; use clip_l.safetensors."
         )
-    return QwenClipWeights(qwen, clip, qwen_path, clip_path)
+    if header.vision_path is not None:
+        logging.info("Kandinsky 5: %s sees through %s.", qwen_path.name, header.vision_path.name)
+    return QwenClipWeights(qwen, clip, header, clip_path)
 
 
-def _read(path: Path, *, keep_scales: bool = False) -> dict[str, Tensor]:
+def _read(header: Header, *, keep_scales: bool = False) -> dict[str, Tensor]:
     """Tensors under ComfyUI's names; scaled fp8 stays so only for layers that take it."""
     tensors = {
         _host_name(name): entry
-        for name, entry in read_header(path, "text_encoder").tensors.items()
+        for name, entry in header.tensors.items()
         if not name.startswith("lm_head.")
     }
-    with WeightFiles(path, tensors, keep_scales=keep_scales) as files:
+    with WeightFiles(header.path, tensors, keep_scales=keep_scales) as files:
         # the host takes the dtype of a norm for that of the model, and GGUF keeps norms in fp32
         dtype = files.main_dtype if files.is_unpacked else None
         state = {name: files.read(name, dtype) for name in files}
         if files.scaled_dtype is not None:
             state[_SCALED_MARK] = torch.zeros(0, dtype=files.scaled_dtype)
         elif dtype is not None:
-            logging.info("Kandinsky 5: %s is unpacked to %s.", path.name, files.main_dtype)
+            logging.info("Kandinsky 5: %s is unpacked to %s.", header.path.name, files.main_dtype)
     return state
 
 
@@ -225,7 +228,8 @@ class QwenClipModel(nn.Module):
         )
         self.sees = any(name.startswith(_VISION) for name in weights.qwen)
         self.dtypes = {clip_dtype, detected.get("dtype_llama", dtype)}
-        self.qwen_path = weights.qwen_path
+        self.qwen_path = weights.qwen_header.path
+        self.why_blind = weights.qwen_header.why_blind
 
     def load_weights(self, weights: QwenClipWeights) -> None:
         """Fill both models.
@@ -233,9 +237,9 @@ class QwenClipModel(nn.Module):
         Raises:
             ValueError: A file lacks weights.
         """
-        for model, state, path in (
-            (self.qwen, weights.qwen, weights.qwen_path),
-            (self.clip, weights.clip, weights.clip_path),
+        for model, state, label in (
+            (self.qwen, weights.qwen, weights.qwen_header.label),
+            (self.clip, weights.clip, str(weights.clip_path)),
         ):
             for name, parameter in model.transformer.named_parameters():
                 # the host makes all of a model or scaled layer in fp8, norms and biases too
@@ -245,13 +249,14 @@ class QwenClipModel(nn.Module):
                 missing, _unexpected = model.load_sd(state)
             except RuntimeError as error:
                 raise ValueError(
-                    f"{path.name} has weights of other shapes than Qwen2.5-VL 7B and CLIP-L; use "
+                    f"{label} has weights of other shapes than Qwen2.5-VL 7B and CLIP-L; use "
                     "the files that the help page of this node names."
                 ) from error
-            missing = [name for name in missing if not any(part in name for part in _UNUSED)]
+            unused = _UNUSED if self.sees else (_VISION, *_UNUSED)
+            missing = [name for name in missing if not any(part in name for part in unused)]
             if missing:
                 raise ValueError(
-                    f"{path.name} lacks {len(missing)} of the text encoder's weights, first "
+                    f"{label} lacks {len(missing)} of the text encoder's weights, first "
                     f"{missing[0]}; download it again."
                 )
 
@@ -268,10 +273,10 @@ class QwenClipModel(nn.Module):
         """Encode what `QwenClipTokenizer` made: tokens (1, L, 3584), pooled (1, 768).
 
         Raises:
-            ValueError: There are images, and the file had no vision tower.
+            ValueError: There are images, and no vision tower was loaded.
         """
         if not self.sees and any(not isinstance(pair[0], int) for pair in tokens[QWEN][0]):
-            raise ValueError(f"qwen_name: {self.qwen_path.name}: {NO_VISION}.")
+            raise ValueError(f"qwen_name: {self.qwen_path.name}: {NO_VISION}: {self.why_blind}.")
         return encode_tokens(self.qwen, self.clip, tokens)
 
     def load_sd(self, sd: dict[str, Tensor]) -> tuple[list[str], list[str]]:

@@ -211,8 +211,13 @@ def _broken(folder, weights, write_gguf):
             r"language model other than Qwen2.5-VL \(GGUF architecture 'llama'\): expected a",
         ),
         "mmproj": (
-            write_gguf(folder / "m.gguf", vision, architecture="clip"),
-            r"is the vision part \(mmproj\) of a language model",
+            write_gguf(
+                folder / "m.gguf",
+                vision,
+                architecture="clip",
+                metadata={"clip.projector_type": "gemma3"},
+            ),
+            r"vision part \(mmproj\) of a language model .*projector 'gemma3'\): expected a",
         ),
         "no tensors": (path("n.gguf", b"GGUF" + struct.pack("<IQQ", 3, 0, 0)), "holds no tensors"),
     }

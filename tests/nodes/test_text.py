@@ -176,7 +176,7 @@ def test_an_edit_is_encoded_with_its_image_as_the_core_does(run, large, seeing_c
 
 
 def test_an_edit_without_a_vision_tower_says_so(run, large_clip):
-    with pytest.raises(ValueError, match=r"qwen\.safetensors: .*without the vision tower"):
+    with pytest.raises(ValueError, match=r"qwen\.safetensors: .*without its vision tower"):
         run(
             "K5_TextEncode",
             clip=large_clip,
@@ -465,19 +465,116 @@ def test_plain_fp8_qwen_stays_and_equals_the_core(run, host, large, norms):
     assert (tokens - expected).norm() < 0.02 * expected.norm()
 
 
-def test_gguf_qwen_equals_the_core_and_cannot_see(run, host, large, write_gguf, caplog):
+@pytest.fixture
+def write_language_model(large, write_gguf):
+    """Writes what the GGUF file of Qwen holds: all but the vision tower."""
     gguf = pytest.importorskip("gguf")
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, 2)
     stored = {
         table.get_name(f"model.{name}", (".weight", ".bias")): weight
         for name, weight in large.qwen.language_model.state_dict().items()
     }
+
+    def write(path, kind):
+        path.parent.mkdir(exist_ok=True)
+        return write_gguf(path, stored, kind, architecture="qwen2vl")
+
+    return write
+
+
+def test_gguf_qwen_equals_the_core_and_cannot_see(run, host, write_language_model, caplog):
     path = host.base / "models" / "text_encoders" / "qwen-Q8_0.gguf"
-    write_gguf(path, stored, "Q8_0", architecture="qwen2vl")
+    write_language_model(path, "Q8_0")
     with caplog.at_level(logging.INFO):
         clip, (tokens, _), (expected, _) = encode_both(run, host, path.name)
     assert f"{path.name} is unpacked to torch.bfloat16" in caplog.text
     assert (tokens - expected).norm() < 0.02 * expected.norm()
     image = torch.zeros(1, 64, 64, 3)
-    with pytest.raises(ValueError, match=r"qwen_name: .*without the vision tower .*mmproj"):
+    with pytest.raises(ValueError, match=r"qwen_name: .*without its vision tower.*mmproj"):
         run("K5_TextEncode", clip=clip, text="make it blue", task="i2i", image=image)
+
+
+@pytest.fixture
+def small_towers(host, monkeypatch):
+    """Has the host build vision towers of this file's size; it knows one size only."""
+    module = host.module("comfy.text_encoders.qwen_vl")
+    whole = module.Qwen2VLVisionTransformer
+    sizes = QWEN_CONFIG["vision_config"]
+
+    def build(**options):
+        small = {name: sizes[name] for name in ("hidden_size", "intermediate_size", "num_heads")}
+        tower = whole(**(options | small | {"num_layers": sizes["depth"]}))
+        tower.fullatt_block_indexes = sizes["fullatt_block_indexes"]
+        return tower
+
+    monkeypatch.setattr(module, "Qwen2VLVisionTransformer", build)
+
+
+@pytest.fixture
+def tower(large):
+    """The weights of the vision tower, by transformers' names."""
+    return {f"visual.{name}": weight for name, weight in large.qwen.visual.state_dict().items()}
+
+
+@pytest.mark.parametrize(("kind", "error"), [("F32", 1e-5), ("F16", 2e-3), ("Q8_0", 2e-2)])
+@pytest.mark.usefixtures("small_towers")
+def test_gguf_qwen_sees_through_the_mmproj_file_beside_it(
+    run, host, large, tower, write_language_model, write_mmproj, caplog, kind, error
+):
+    folder = host.base / "models" / "text_encoders" / f"pair_{kind}"
+    write_language_model(folder / "qwen.gguf", kind)
+    write_mmproj(folder / "mmproj.gguf", tower, kind)
+    names = {"qwen_name": f"{folder.name}/qwen.gguf", "clip_name": "clip.safetensors"}
+    with caplog.at_level(logging.INFO):
+        clip = run("K5_LoadTextEncoders", **names, task="i2i")[0]
+    assert "qwen.gguf sees through mmproj.gguf" in caplog.text
+    image = torch.rand(1, 120, 180, 3, generator=torch.Generator().manual_seed(2))
+    pixels = image.movedim(3, 1) * 2 - 1
+    expected = large.encode(["make it blue"], task="i2i", images=pixels).tokens
+    given = {"clip": clip, "text": "make it blue", "task": "i2i"}
+    ((tokens, _),) = run("K5_TextEncode", **given, image=image)[0]
+    assert tokens.shape == expected.shape
+    assert (tokens - expected).norm() <= error * expected.norm()
+    ((mirrored, _),) = run("K5_TextEncode", **given, image=image.flip(2))[0]
+    assert (mirrored - expected).norm() > 3 * error * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("size", "value", "said"),
+    [("intermediate_size", 96, "has weights of other shapes"), ("depth", 2, "lacks 12 of the")],
+)
+@pytest.mark.usefixtures("small_towers")
+def test_a_vision_tower_that_the_host_cannot_take_is_named(
+    run, host, tower, write_language_model, write_mmproj, monkeypatch, size, value, said
+):
+    folder = host.base / "models" / "text_encoders" / f"unlike_{size}"
+    write_language_model(folder / "qwen.gguf", "F16")
+    write_mmproj(folder / "mmproj.gguf", tower)
+    names = {"qwen_name": f"{folder.name}/qwen.gguf", "clip_name": "clip.safetensors"}
+    monkeypatch.setitem(QWEN_CONFIG["vision_config"], size, value)
+    with pytest.raises(ValueError, match=rf"qwen\.gguf with mmproj\.gguf {said}"):
+        run("K5_LoadTextEncoders", **names, task="i2i")
+
+
+def test_an_mmproj_file_that_comes_later_loads_the_encoder_anew(host):
+    node = host.pack["K5_LoadTextEncoders"]
+    folder = host.base / "models" / "text_encoders" / "later"
+    folder.mkdir()
+    (folder / "qwen.gguf").touch()
+    before = node.fingerprint_inputs(qwen_name="later/qwen.gguf", clip_name="c", task="t2v")
+    nano = node.fingerprint_inputs(qwen_name="nano (bundled)", clip_name="(none)", task="t2v")
+    (folder / "mmproj-f16.gguf").touch()
+    assert node.fingerprint_inputs(qwen_name="later/qwen.gguf") != before
+    assert node.fingerprint_inputs(qwen_name="nano (bundled)") == nano
+    assert node.fingerprint_inputs(qwen_name="gone.gguf") == "gone.gguf"
+
+
+def test_a_vision_tower_is_no_text_encoder(run, host, tower, write_mmproj):
+    folder = host.base / "models" / "text_encoders" / "alone"
+    folder.mkdir()
+    write_mmproj(folder / "mmproj.gguf", tower)
+    names = {"qwen_name": "alone/mmproj.gguf", "clip_name": "clip.safetensors"}
+    with pytest.raises(
+        ValueError, match=r"the vision tower \(mmproj\) of Qwen2\.5-VL: give the lan"
+    ):
+        run("K5_LoadTextEncoders", **names, task="i2i")

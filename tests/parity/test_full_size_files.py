@@ -178,10 +178,14 @@ def test_transformers(tmp_path, shapes, kind):
     check_transformer(pipeline, kind, expected, "bfloat16")
 
 
-def write_sparse_gguf(path: Path, shapes: dict, kind: str, architecture: str) -> Path:
+def write_sparse_gguf(
+    path: Path, shapes: dict, kind: str, architecture: str, metadata: dict | None = None
+) -> Path:
     """A GGUF file whose tensors are a hole; vectors are F32, as converters leave them."""
     gguf = pytest.importorskip("gguf")
     writer, end = gguf.GGUFWriter(path, architecture), 0
+    for key, text in (metadata or {}).items():
+        writer.add_string(key, text)
     for name, shape in shapes.items():
         as_kind = gguf.GGMLQuantizationType[kind]
         block, size = gguf.GGML_QUANT_SIZES[as_kind]
@@ -189,7 +193,7 @@ def write_sparse_gguf(path: Path, shapes: dict, kind: str, architecture: str) ->
             as_kind, (block, size) = gguf.GGMLQuantizationType.F32, (1, 4)
         packed = math.prod(shape) // block * size
         rows = (*shape[:-1], shape[-1] // block * size) if block > 1 else shape
-        dtype = torch.uint8 if block > 1 else torch.float32
+        dtype = torch.uint8 if block > 1 else {2: torch.float16, 4: torch.float32}[size]
         numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
         writer.add_tensor_info(name, rows, numpy_dtype, packed, raw_dtype=as_kind)
         end += -(-packed // 32) * 32
@@ -249,6 +253,9 @@ def test_text_encoders(tmp_path, shapes, tokenizer_folders):
         ],
         "GGUF Q4_K": [write_qwen_gguf(tmp_path / "qwen-Q4_K_M.gguf", older)],
     }
+    tower = identify(write_mmproj(tmp_path / "mmproj-Qwen2.5-VL-7B-Instruct-f16.gguf", older))
+    assert (tower.variant, tower.precision) == ("qwen2.5-vl vision tower (mmproj)", "GGUF F16")
+    assert tower.num_parameters == sum(math.prod(older[n]) for n in older if "visual." in n)
     for precision, paths in files.items():
         for path in paths:
             info = identify(path)
@@ -256,7 +263,31 @@ def test_text_encoders(tmp_path, shapes, tokenizer_folders):
             assert info.variant.startswith("qwen2.5-vl")
             encoder = load_qwen_clip(path, clip_path, device="meta", **tokenizer_folders)
             assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
+            # all but the language head, which is read when it writes
+            parameters = sum(p.numel() for p in encoder.qwen.parameters())
+            assert parameters == 8_292_166_656 - 152064 * 3584
     assert (identify(clip_path).variant, identify(clip_path).precision) == ("clip", "float16")
+
+
+def write_mmproj(path: Path, shapes: dict) -> Path:
+    """The vision tower, divided as llama.cpp's converter does it."""
+    gguf = pytest.importorskip("gguf")
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 32)
+    stored = {}
+    for name, shape in shapes.items():
+        if name == "visual.patch_embed.proj.weight":
+            frame = (*shape[:2], *shape[3:])
+            stored |= {"v.patch_embd.weight": frame, "v.patch_embd.weight.1": frame}
+        elif ".qkv." in name:
+            third = (shape[0] // 3, *shape[1:])
+            stored |= {
+                table.get_name(name.replace("qkv", part), (".weight", ".bias")): third
+                for part in "qkv"
+            }
+        elif name.startswith("visual."):
+            stored[table.get_name(name, (".weight", ".bias"))] = shape
+    metadata = {"clip.projector_type": "qwen2.5vl_merger"}
+    return write_sparse_gguf(path, stored, "F16", "clip", metadata)
 
 
 def write_qwen_gguf(path: Path, shapes: dict) -> Path:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from kandinsky_core.errors import CheckpointError
 from kandinsky_core.settings import VIDEO_NEGATIVE_PROMPT
-from kandinsky_core.text import load_qwen_clip, load_qwen_clip_folder
+from kandinsky_core.text import CannotWriteError, load_qwen_clip, load_qwen_clip_folder
 from kandinsky_core.text.qwen_clip import halve_images
 from kandinsky_core.text.qwen_clip_load import CLIP_L_CONFIG, QWEN_7B_CONFIG
 from kandinsky_core.text.templates import TEMPLATES
@@ -338,7 +338,8 @@ GGUF_TINY = {
     "text_config": QWEN_TINY["text_config"]
     | {"hidden_size": 64, "intermediate_size": 96}
     | {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}},
-    "vision_config": QWEN_TINY["vision_config"] | {"out_hidden_size": 64},
+    "vision_config": QWEN_TINY["vision_config"]
+    | {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 64},
 }
 
 
@@ -352,31 +353,86 @@ def gguf_reference():
     return qwen
 
 
-@pytest.mark.parametrize(("kind", "error"), [("F32", 1e-5), ("F16", 2e-3), ("Q8_0", 6e-2)])
-def test_gguf_gives_the_same(gguf_reference, load, write_gguf, tmp_path, kind, error):
+@pytest.fixture
+def write_language_model(gguf_reference, write_gguf):
+    """Writes what the GGUF file of Qwen holds: all but the vision tower."""
     gguf = pytest.importorskip("gguf")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, 2)
-    state = gguf_reference.state_dict()
     stored = {
         names.get_name(name.replace("language_model.", "model."), (".weight", ".bias")): tensor
-        for name, tensor in state.items()
+        for name, tensor in gguf_reference.state_dict().items()
         if not name.startswith("visual.")
     }
     stored["output.weight"] = torch.zeros(64, 64)
-    path = write_gguf(tmp_path / "qwen.gguf", stored, kind, architecture="qwen2vl")
-    save_file(state, tmp_path / "qwen.safetensors")
+
+    def write(path, kind):
+        return write_gguf(path, stored, kind, architecture="qwen2vl")
+
+    return write
+
+
+GGUF_KINDS = pytest.mark.parametrize(
+    ("kind", "error"), [("F32", 1e-5), ("F16", 2e-3), ("Q8_0", 6e-2)]
+)
+
+
+@GGUF_KINDS
+def test_gguf_gives_the_same(gguf_reference, load, write_language_model, tmp_path, kind, error):
+    path = write_language_model(tmp_path / "qwen.gguf", kind)
+    save_file(gguf_reference.state_dict(), tmp_path / "qwen.safetensors")
     options = {"dtype": torch.float32, "qwen_config": GGUF_TINY}
     expected = load(tmp_path / "qwen.safetensors", **options).encode(PROMPTS).tokens
     blind = load(path, **options)
     tokens = blind.encode(PROMPTS).tokens
     assert (tokens - expected).norm() <= error * expected.norm()
     with pytest.raises(
-        ValueError, match=r"without the vision tower .*mmproj.* load Qwen2\.5-VL from"
+        ValueError,
+        match=rf"without its vision tower: .* put its mmproj file .*mmproj-Qwen.* into {tmp_path} ",
     ):
         blind.encode(["a"], task="i2i", images=torch.zeros(1, 3, 64, 64))
+    with pytest.raises(CannotWriteError, match=r"looks at the image \(qwen\.gguf is the language"):
+        blind.write("a", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), torch.argmax, 1)
     main = {"F32": torch.float32, "F16": torch.float16, "Q8_0": torch.bfloat16}[kind]
     assert {p.dtype for p in load(path, qwen_config=GGUF_TINY).qwen.parameters()} == {main}
     assert {p.device.type for p in load(path, device="meta", **options).parameters()} == {"meta"}
+
+
+@GGUF_KINDS
+def test_an_edit_through_an_mmproj_file_is_encoded_as_through_the_whole(
+    gguf_reference, load, write_language_model, write_mmproj, tmp_path, kind, error
+):
+    state = gguf_reference.state_dict()
+    pair = tmp_path / "pair"
+    pair.mkdir()
+    path = write_language_model(pair / "qwen.gguf", kind)
+    write_mmproj(pair / "mmproj-qwen.gguf", state, kind)
+    save_file(state, tmp_path / "qwen.safetensors")
+    given = {"task": "i2i", "images": torch.rand(1, 3, 150, 230) * 2 - 1}
+    options = {"dtype": torch.float32, "qwen_config": GGUF_TINY}
+    expected = load(tmp_path / "qwen.safetensors", **options).encode(["make it blue"], **given)
+    for source in (path, pair):
+        seeing = load(source, **options)
+        found = seeing.encode(["make it blue"], **given)
+        assert (found.tokens - expected.tokens).norm() <= error * expected.tokens.norm()
+        assert torch.equal(found.mask, expected.mask)
+    given["images"] = -given["images"]
+    other = seeing.encode(["make it blue"], **given).tokens
+    assert (other - found.tokens).norm() > 0.1 * other.norm()
+    main = {"F32": torch.float32, "F16": torch.float16, "Q8_0": torch.bfloat16}[kind]
+    assert {p.dtype for p in load(path, qwen_config=GGUF_TINY).qwen.parameters()} == {main}
+
+
+def test_an_mmproj_file_of_other_sizes_is_named(
+    gguf_reference, load, write_language_model, write_mmproj, tmp_path
+):
+    path = write_language_model(tmp_path / "qwen.gguf", "F16")
+    state = gguf_reference.state_dict()
+    first = {name: tensor for name, tensor in state.items() if "visual.blocks.1." not in name}
+    write_mmproj(tmp_path / "mmproj-short.gguf", first)
+    with pytest.raises(
+        CheckpointError, match=r"qwen\.gguf with mmproj-short\.gguf is not a Qwen.*12"
+    ):
+        load(path, qwen_config=GGUF_TINY)
 
 
 def test_scaled_fp8_without_its_scale(reference, load, tmp_path):
