@@ -21,26 +21,22 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 
-from ..checkpoint import LoraPair, load_vae, save_lora
+from ..checkpoint import load_vae
 from ..distributed import Group, launch
-from ..models import CrossDiT, VideoVAE
-from ..nano import EDIT_LORA, merge_edit
-from ..text import NanoTextEncoder, TextConditioning, save_nano_text_encoder
+from ..models import VideoVAE
+from ..text import NanoTextEncoder, TextConditioning
 from .data import Bucket, encode_bucket
 from .edit_data import EditCache, encode_edit_shard
-from .loop import Loop, LoopSettings, Objective, step_generator, under
-from .lora import Adapters
+from .loop import Loop, LoopSettings, Objective, step_generator
 from .objectives import flow_loss
-from .optim import Schedule
+from .optim import Schedule, make_optimizers
 from .precision import compute_dtype
 from .pretrain import BATCH, IMAGES, IMAGES_256, NanoModel
 from .world import edit_vocabulary
@@ -49,8 +45,6 @@ EDITS: dict[Bucket, int] = {IMAGES: 16000, IMAGES_256: 800}
 """Pairs of each size that are encoded."""
 SHARES: dict[Bucket, float] = {IMAGES: 0.9, IMAGES_256: 0.1}
 """Probability of each size; batches cost about the same."""
-FIRST_LAYER = "visual_embeddings.in_layer"
-ALL_OTHERS = re.compile(rf"(?!{re.escape(FIRST_LAYER)}).*")
 
 
 def with_words(encoder: NanoTextEncoder, words: Sequence[str]) -> NanoTextEncoder:
@@ -72,56 +66,30 @@ def with_words(encoder: NanoTextEncoder, words: Sequence[str]) -> NanoTextEncode
 
 
 class Editor(nn.Module):
-    """What is trained: adapters of a frozen transformer, its first layer, and new words."""
+    """What is trained: a transformer, and the vectors of new words."""
 
-    def __init__(self, model: NanoModel, rank: int) -> None:
-        """Freeze a model and attach what is trained.
+    def __init__(self, model: NanoModel) -> None:
+        """Prepare finished weights.
 
         Args:
-            model: Finished weights; its transformer is changed.
-            rank: Of the adapters.
+            model: Its transformer is changed.
         """
         super().__init__()
+        self.transformer = model.transformer
+        # what the first layer made of sources is chance, and of a mask, that the frame is clean
+        first = self.transformer.visual_embeddings.in_layer
+        forget_condition(first, model.transformer.config.latent_channels)
         num_known = model.text_encoder.config.vocab_size
         self.text_encoder = with_words(model.text_encoder, edit_vocabulary())
         self.text_encoder.requires_grad_(False)
         words = self.text_encoder.word_embeddings.weight.requires_grad_(True)
         words.register_hook(lambda grad: torch.cat([0 * grad[:num_known], grad[num_known:]]))
-        self.adapters = Adapters(model.transformer, rank, rank, ALL_OTHERS)
-        self.first_layer = model.transformer.get_submodule(FIRST_LAYER)
-        assert isinstance(self.first_layer, nn.Linear)
-        self.before = self.first_layer.weight.detach().clone()
-        # what the layer made of sources is chance, and of a mask, that the frame is clean
-        forget_condition(self.first_layer, model.transformer.config.latent_channels)
 
     def encode_text(self, prompts: Sequence[str]) -> TextConditioning:
         """Encodes prompts with gradients."""
         ids, mask = self.text_encoder.tokenizer(prompts)
         tokens, pooled = self.text_encoder(ids, mask)
         return TextConditioning(tokens, mask, pooled)
-
-    def save(self, folder: Path, state: Mapping[str, Tensor], base: Path) -> None:
-        """Writes the adapters, the text encoder, and the transformer that only edits.
-
-        Args:
-            folder: Where the three files go.
-            state: A state dict of this module, such as the averaged one.
-            base: The frozen transformer's file.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        pairs = self.adapters.pairs(under(state, "adapters."))
-        # of full rank, so the change itself and a unit matrix
-        change = state["first_layer.weight"] - self.before
-        pairs[FIRST_LAYER] = LoraPair(torch.eye(change.shape[1]), change, 1.0)
-        halves = {
-            name: LoraPair(pair.down.half(), pair.up.half(), pair.scale)
-            for name, pair in pairs.items()
-        }
-        save_lora(folder / EDIT_LORA, halves, "comfyui")
-        merge_edit(base, folder / EDIT_LORA, folder / "transformer.safetensors")
-        encoder = copy.deepcopy(self.text_encoder)
-        encoder.load_state_dict(under(state, "text_encoder."))
-        save_nano_text_encoder(folder / "text_encoder.safetensors", encoder.half())
 
 
 def forget_condition(layer: nn.Linear, channels: int) -> None:
@@ -137,7 +105,6 @@ def forget_condition(layer: nn.Linear, channels: int) -> None:
 
 
 def make_objective(
-    transformer: CrossDiT,
     editor: Editor,
     caches: Mapping[Bucket, EditCache],
     seed: int,
@@ -149,7 +116,6 @@ def make_objective(
     """The objective of `Loop`: a size for all processes, then each one's rows.
 
     Args:
-        transformer: With the editor's adapters.
         editor: What is trained.
         caches: Pairs of each size that is drawn; shares are those of `SHARES`.
         seed: Of everything random.
@@ -167,10 +133,18 @@ def make_objective(
         generator = step_generator(seed, step, rank)
         drawn = caches[bucket].draw(batch[bucket], generator)
         text = editor.encode_text(drawn.prompts)
-        loss = flow_loss(transformer, text, drawn, generator, dtype=dtype)
+        loss = flow_loss(editor.transformer, text, drawn, generator, dtype=dtype)
         return {"loss": loss, f"flow_{bucket.name}": loss.detach()}
 
     return objective
+
+
+def export(loop: Loop, editor: Editor, folder: Path) -> None:
+    """Writes the averaged weights as a model that edits."""
+    averaged = copy.deepcopy(editor)
+    averaged.load_state_dict(loop.ema_state())
+    model = NanoModel(averaged.transformer, averaged.text_encoder)
+    model.save(folder, task="i2i")
 
 
 def train(group: Group, args: argparse.Namespace) -> None:
@@ -189,13 +163,12 @@ def train(group: Group, args: argparse.Namespace) -> None:
 
     torch.manual_seed(args.seed)
     model = NanoModel.load(args.init)
-    editor = Editor(model, args.rank)
-    base = args.init / "transformer.safetensors"
+    editor = Editor(model)
     dtype = compute_dtype()
     Loop(
         editor,
-        make_objective(model.transformer, editor, caches, args.seed, group.rank, dtype=dtype),
-        [AdamW(editor.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)],
+        make_objective(editor, caches, args.seed, group.rank, dtype=dtype),
+        make_optimizers(editor, args.lr, outer_lr=args.lr / 4, group=group, dtype=dtype),
         LoopSettings(
             Schedule(args.steps, warmup=100, decay=int(args.steps * 0.6)),
             ema_decay=0.998,
@@ -204,7 +177,7 @@ def train(group: Group, args: argparse.Namespace) -> None:
         ),
         args.run,
         group=group,
-        on_save=lambda loop: editor.save(args.run / "model", loop.ema_state(), base),
+        on_save=lambda loop: export(loop, editor, args.run / "model"),
     ).run()
 
 
@@ -218,9 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--init", type=Path, default=Path("kandinsky_core/nano"), help="folder of finished weights"
     )
     parser.add_argument("--vae", type=Path, help="weights; default: those in --init")
-    parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args(arguments)
