@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,17 @@ main(sys.argv[2:])
 """
 
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda])]
+)
 @pytest.mark.parametrize("group", ["attention", "model", "vae", "family"])
-def test_every_group_runs_at_toy_sizes(group, tmp_path):
+def test_every_group_runs_at_toy_sizes(group, device, tmp_path):
     command = [sys.executable, "-c", PROGRAM, str(ROOT), "--quick", "--groups", group]
-    subprocess.run([*command, "--device", "cpu", "--out", str(tmp_path)], check=True, cwd=tmp_path)
+    subprocess.run([*command, "--device", device, "--out", str(tmp_path)], check=True, cwd=tmp_path)
     groups = json.loads((tmp_path / "results.json").read_text())["groups"]
     assert list(groups) == [group]
     report = (tmp_path / "report.md").read_text()
@@ -151,7 +158,7 @@ def test_a_device_measures_only_what_runs_on_it(benchmark, monkeypatch):
 
 def toy_case(module, group, name, goals=()):
     """A case that takes no time to speak of."""
-    run = lambda: time.sleep(0.001)  # noqa: E731
+    run = partial(time.sleep, 0.001)
     return module.Case(group, name, lambda: {"peer": run, "ours": run}, goals, repeats=3)
 
 
@@ -165,6 +172,25 @@ def test_goals_hold_on_their_device(benchmark):
     for device, goal in (("cpu", 2.0), ("cuda", 3.0)):
         result = main.run(toy, torch.device(device), benchmark("meter").HostMeter())
         assert [each.goal for each in result.goals] == [goal]
+
+
+def test_what_was_predicted_for_cuda_is_judged_there(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark("attention"), "missing", lambda _: None)
+    device = torch.device("cuda")
+    judged = {
+        case.name: [(goal.ours, goal.peer) for goal in case.goals if goal.device == "cuda"]
+        for group in ("attention", "model")
+        for case in benchmark(group).cases(False, device)
+        if any(goal.device == "cuda" for goal in case.goals)
+    }
+    kernels = [("flex", "sdpa dense"), ("block_sparse", "sdpa dense")]
+    assert judged == {
+        "32768 tokens, 10%, head dim 64, bf16": kernels,
+        "65536 tokens, 10%, head dim 64, bf16": kernels,
+        "sparse step of one block of Lite's width, 93696 tokens, 10 %, bf16": [
+            ("ours sparse, flex", "ours dense")
+        ],
+    }
 
 
 def test_groups_that_were_not_run_stay_with_their_machine(benchmark, tmp_path, monkeypatch):
