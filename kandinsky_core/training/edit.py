@@ -3,13 +3,14 @@
     python -m kandinsky_core.training.edit --run runs/nano_edit
     python -m kandinsky_core.training.evaluate --model runs/nano_edit/model
 
-What it does: adapters of low rank beside every linear layer of the finished, frozen transformer
-learn five edits (recolour, replace the shape, remove, move, change the background). The network
-sees the noisy target, the source and a mask of ones, as `flow/condition.py` gives them to an edit
-model, and an instruction. The adapters add up to a transformer of its own, which only edits, as in
-the large family; as adapters they are small enough to be bundled. The text encoder stays one for
-all tasks: it gets the words of the instructions after those that it knows, and what it knew it
-reads as before. No pair shows a held-out combination.
+What it does: from the finished transformer it makes one of its own that only edits (recolour,
+replace the shape, remove, move, change the background), as in the large family. The network sees
+the noisy target, the source and a mask of ones, as `flow/condition.py` gives them to an edit model,
+and an instruction. The text encoder stays one for all tasks: it gets the words of the instructions
+after those that it knows, and what it knew it reads as before. No pair shows a held-out
+combination. For the last third of the steps the network computes with what the bundled file can
+hold of its weights, four bits of their difference from the first ones (`nano/edit.py`), so that it
+learns to do with that.
 What it leaves out against the family's edit model: the text encoder does not see the source, as
 nano's has no eyes; what is meant by "it" the transformer must find in the picture.
 
@@ -24,13 +25,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..checkpoint import load_vae
 from ..distributed import Group, launch
 from ..models import VideoVAE
+from ..nano import EDIT_DIFFERENCE, merge_edit, pack, unpack, write_difference
 from ..text import NanoTextEncoder, TextConditioning
 from .data import Bucket, encode_bucket
 from .edit_data import EditCache, encode_edit_shard
@@ -76,6 +80,11 @@ class Editor(nn.Module):
         """
         super().__init__()
         self.transformer = model.transformer
+        self.before = {
+            name: parameter.detach().clone()
+            for name, parameter in self.transformer.named_parameters()
+            if parameter.ndim >= 2
+        }
         # what the first layer made of sources is chance, and of a mask, that the frame is clean
         first = self.transformer.visual_embeddings.in_layer
         forget_condition(first, model.transformer.config.latent_channels)
@@ -90,6 +99,19 @@ class Editor(nn.Module):
         ids, mask = self.text_encoder.tokenizer(prompts)
         tokens, pooled = self.text_encoder(ids, mask)
         return TextConditioning(tokens, mask, pooled)
+
+    def rounded(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Calls the transformer with what the bundled file can hold of its weights.
+
+        Gradients pass through the rounding as if there were none.
+        """
+        weights = {}
+        for name, parameter in self.transformer.named_parameters():
+            if name in self.before:
+                change = parameter.detach() - self.before[name]
+                held = self.before[name] + unpack(*pack(change), change.shape)
+                weights[name] = parameter + (held - parameter.detach())
+        return functional_call(self.transformer, weights, args, kwargs)
 
 
 def forget_condition(layer: nn.Linear, channels: int) -> None:
@@ -110,6 +132,7 @@ def make_objective(
     seed: int,
     rank: int = 0,
     *,
+    round_from: int | None = None,
     batch: Mapping[Bucket, int] = BATCH,
     dtype: torch.dtype = torch.float32,
 ) -> Objective:
@@ -120,6 +143,7 @@ def make_objective(
         caches: Pairs of each size that is drawn; shares are those of `SHARES`.
         seed: Of everything random.
         rank: Of this process.
+        round_from: First step that is taken with rounded weights; None rounds none.
         batch: Rows of each size.
         dtype: In which the large matrices compute.
     """
@@ -133,18 +157,29 @@ def make_objective(
         generator = step_generator(seed, step, rank)
         drawn = caches[bucket].draw(batch[bucket], generator)
         text = editor.encode_text(drawn.prompts)
-        loss = flow_loss(editor.transformer, text, drawn, generator, dtype=dtype)
+        is_rounded = round_from is not None and step >= round_from
+        network = editor.rounded if is_rounded else editor.transformer
+        loss = flow_loss(network, text, drawn, generator, dtype=dtype)
         return {"loss": loss, f"flow_{bucket.name}": loss.detach()}
 
     return objective
 
 
-def export(loop: Loop, editor: Editor, folder: Path) -> None:
-    """Writes the averaged weights as a model that edits."""
+def export(loop: Loop, editor: Editor, base: Path, folder: Path) -> None:
+    """Writes the averaged weights as they will be bundled: the difference, and what it makes.
+
+    Args:
+        loop: Of the editor.
+        editor: What is trained.
+        base: File of the transformer that it was made from.
+        folder: Where the files go.
+    """
     averaged = copy.deepcopy(editor)
     averaged.load_state_dict(loop.ema_state())
-    model = NanoModel(averaged.transformer, averaged.text_encoder)
-    model.save(folder, task="i2i")
+    NanoModel(averaged.transformer, averaged.text_encoder).save(folder, task="i2i")
+    path, difference = folder / "transformer.safetensors", folder / EDIT_DIFFERENCE
+    write_difference(base, path, difference)
+    merge_edit(base, difference, path)
 
 
 def train(group: Group, args: argparse.Namespace) -> None:
@@ -167,7 +202,14 @@ def train(group: Group, args: argparse.Namespace) -> None:
     dtype = compute_dtype()
     Loop(
         editor,
-        make_objective(editor, caches, args.seed, group.rank, dtype=dtype),
+        make_objective(
+            editor,
+            caches,
+            args.seed,
+            group.rank,
+            round_from=args.steps * 2 // 3,
+            dtype=dtype,
+        ),
         make_optimizers(editor, args.lr, outer_lr=args.lr / 4, group=group, dtype=dtype),
         LoopSettings(
             Schedule(args.steps, warmup=100, decay=int(args.steps * 0.6)),
@@ -177,7 +219,9 @@ def train(group: Group, args: argparse.Namespace) -> None:
         ),
         args.run,
         group=group,
-        on_save=lambda loop: export(loop, editor, args.run / "model"),
+        on_save=lambda loop: export(
+            loop, editor, args.init / "transformer.safetensors", args.run / "model"
+        ),
     ).run()
 
 

@@ -118,10 +118,11 @@ class NanoModel(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> NanoModel:
-        """Reads what `save` wrote, in fp32."""
+        """Reads what `save` wrote, in fp32, to be trained further."""
         transformer, _ = load_transformer(folder / "transformer.safetensors", dtype=torch.float32)
         text_path = folder / "text_encoder.safetensors"
-        return cls(transformer, load_nano_text_encoder(text_path, dtype=torch.float32))
+        model = cls(transformer, load_nano_text_encoder(text_path, dtype=torch.float32))
+        return model.requires_grad_(True)  # what is loaded to be used is frozen
 
     def save(
         self,
