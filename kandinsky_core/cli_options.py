@@ -36,7 +36,9 @@ def add_prompt(command: argparse.ArgumentParser, *, or_list: bool = False) -> No
 def add_model(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Which weights; returns the group."""
     parts = command.add_argument_group("model")
-    parts.add_argument("--model", default="nano", help='"nano" (default), a file or a folder')
+    parts.add_argument(
+        "--model", default="nano", help='"nano" (default), "nano-edit", a file or a folder'
+    )
     parts.add_argument("--vae", type=Path, help="VAE file, where the model is a single file")
     parts.add_argument(
         "--text-encoder",

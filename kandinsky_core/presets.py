@@ -46,6 +46,7 @@ PRESETS: dict[str, Preset] = {
     "nano video": _nano("t2v"),
     "nano image to video": _nano("i2v"),
     "nano image": _nano("t2i"),
+    "nano edit": _nano("i2i"),
     "Lite 5 s": _lite(5),
     "Lite 10 s": _lite(10),
     "Lite distilled 5 s": _lite(5, "distilled", "distilled16steps"),

@@ -17,6 +17,8 @@ NO_FILE = "(none)"
 def _path(
     folder: host.Folder, name: str, input_id: str, part: Literal["transformer", "vae"]
 ) -> Path:
+    if name == host.NANO_EDIT:
+        return nano_path("edit_transformer")
     return nano_path(part) if name == host.NANO else host.locate(folder, name, input_id)
 
 
@@ -30,13 +32,13 @@ class LoadModel(io.ComfyNode):
             display_name="Load Model (Kandinsky 5)",
             category=CATEGORY,
             description=(
-                "Loads a Kandinsky 5 transformer: nano, which comes with the pack, or a "
+                "Loads a Kandinsky 5 transformer: nano or nano edit, which come with the pack, or a "
                 ".safetensors or .gguf file from models/diffusion_models."
             ),
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=host.choices("diffusion_models", host.NANO),
+                    options=host.choices("diffusion_models", host.NANO, host.NANO_EDIT),
                     tooltip=(
                         "The model. Its size is read off the weights, its task and settings off "
                         "the file name or metadata."

@@ -11,7 +11,7 @@ from .caching import measure_ratios, with_magcache
 from .chosen import chosen_before, with_settings
 from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen
 from .expand import expand_prompt
-from .files import NANO, Folder, choices, find_name, locate, ratio_names, ratios_path
+from .files import NANO, NANO_EDIT, Folder, choices, find_name, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
 from .inputs import fingerprint_input, input_texts, read_input_text
 from .latents import SPACE, pixel_size
@@ -45,6 +45,7 @@ __all__ = [
     "FIRST_FRAME",
     "LAST_FRAME",
     "NANO",
+    "NANO_EDIT",
     "SOURCE",
     "SPACE",
     "TASKS",

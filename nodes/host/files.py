@@ -14,6 +14,8 @@ Folder = Literal["diffusion_models", "text_encoders", "vae", "loras"]
 
 NANO = "nano (bundled)"
 """List entry of the weights that come with the pack."""
+NANO_EDIT = "nano edit (bundled)"
+"""List entry of those that edit images."""
 
 
 _PLAIN_NAME = re.compile(r"\w[\w .-]{0,99}(?<![ .])")

@@ -39,7 +39,7 @@ def test_wilson_matches_published_values():
 def test_report_counts_rows_of_each_shape():
     settings = RELEASES[DEFAULT_RELEASES["nano"]]
     rows = [row(i, i < 3) for i in range(4)]
-    report = make_report(rows, "abc", settings, 1.5, 2, 512.0)
+    report = make_report(rows, "abc", settings, 1.5, 2, 512.0, "evaluate")
     assert "| color | 3/4 = 75.0% |" in report
     assert "| star | 3/4 = 75.0% |" in report
     assert "Peak memory of the process: 512 MB" in report
@@ -90,7 +90,7 @@ def test_report_of_edits_counts_each_kind():
         }
         for index in range(5)
     ]
-    report = make_report(rows, "abc", settings, 1.5, 2, None)
+    report = make_report(rows, "abc", settings, 1.5, 2, None, "evaluate --edit")
     assert "| edited | 4/5 = 80.0% |" in report and "| 85% |" in report
     assert "| move | 1/2 | 2/2 | 1/2 |" in report
     assert "| remove | 3/3 | 3/3 | 3/3 |" in report
