@@ -79,7 +79,8 @@ def identify_model(model: str | Path = NANO) -> CheckpointInfo:
     """Say what `load_pipeline` would load, from the transformer's header alone.
 
     Args:
-        model: "nano" or "nano-edit" for the bundled models, a Diffusers folder, or a transformer's file.
+        model: "nano" or "nano-edit" for the bundled models, a Diffusers folder, or a
+            transformer's file.
 
     Returns:
         What the transformer is.
@@ -104,7 +105,8 @@ def load_pipeline(
     """Load a transformer with the VAE and text encoder that belong to it.
 
     Args:
-        model: "nano" or "nano-edit" for the bundled models, a Diffusers folder, or a transformer's file.
+        model: "nano" or "nano-edit" for the bundled models, a Diffusers folder, or a
+            transformer's file.
         vae: File or folder of the VAE; needed where `model` is a single file, unless of nano.
         text_encoder: Folder with text_encoder, tokenizer, text_encoder_2 and tokenizer_2, or
             nano's file; needed where `model` is a single file, unless of nano.

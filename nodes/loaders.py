@@ -32,8 +32,8 @@ class LoadModel(io.ComfyNode):
             display_name="Load Model (Kandinsky 5)",
             category=CATEGORY,
             description=(
-                "Loads a Kandinsky 5 transformer: nano or nano edit, which come with the pack, or a "
-                ".safetensors or .gguf file from models/diffusion_models."
+                "Loads a Kandinsky 5 transformer: nano or nano edit, which come with the pack, or "
+                "a .safetensors or .gguf file from models/diffusion_models."
             ),
             inputs=[
                 io.Combo.Input(

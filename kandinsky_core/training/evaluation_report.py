@@ -77,7 +77,8 @@ def make_report(
         f"* {height} x {width}, {settings.num_frames} frame{'s' * (settings.num_frames > 1)}, "
         f"{settings.num_steps} steps, guidance "
         f"{settings.guidance_scale:g}, shift {settings.shift:g}.",
-        f"* {'An edit' if edits else 'A clip'} takes {seconds:.1f} s on {threads} threads, decoding included.{memory}",
+        f"* {'An edit' if edits else 'A clip'} takes {seconds:.1f} s on {threads} threads, "
+        f"decoding included.{memory}",
         "",
     ]
     for name, title in TITLES.items():

@@ -82,8 +82,8 @@ def _check(
     if name == "source" and "i2i" not in info.tasks:
         raise ValueError(
             f"model: {info.variant} was not trained to edit images (it makes "
-            f"{', '.join(info.tasks)}); load an image-edit checkpoint such as kandinsky5lite_i2i, or "
-            "nano edit (bundled)."
+            f"{', '.join(info.tasks)}); load an image-edit checkpoint such as "
+            "kandinsky5lite_i2i, or nano edit (bundled)."
         )
     if encoded_in is not None and encoded_in != space.name:
         raise ValueError(

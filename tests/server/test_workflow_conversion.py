@@ -14,6 +14,7 @@ WORKFLOWS = {
     "kandinsky5_lite_T2V": ".webp",
     "kandinsky5_lite_I2V": ".webp",
     "kandinsky5_lite_T2I": ".png",
+    "kandinsky5_lite_I2I": ".png",
     "video_kandinsky5_t2v": ".mp4",
     "video_kandinsky5_i2v": ".mp4",
     "image_kandinsky5_t2i": ".png",
