@@ -196,8 +196,8 @@ def _schedules(ratios: MagRatios, num_steps: int) -> list[str]:
         "comes before the threshold does, a higher threshold changes nothing",
         *(f"(the same schedule here: {' and '.join(n)})" for n in alike.values() if len(n) > 1),
         "and the error with it. Where one branch alone is skipped, guidance takes the difference",
-        "of a new and a reused prediction, and multiplies what separates them by its scale: compare",
-        "the last column with the errors above.",
+        "of a new and a reused prediction, and multiplies what separates them by its scale:",
+        "compare the last column with the errors above.",
     ]
     return lines
 
