@@ -285,9 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [
         row for place, row in sorted(read_answers(args.answers, key).items()) if place in wanted
     ]
-    command = " ".join(
-        ["evaluate", *["--edit"] * args.edit, "--report", str(args.report or "FILE")]
-    )
+    command = f"evaluate {'--edit ' * args.edit}--report {args.report or 'FILE'}"
     report = make_report(
         rows, key, pipeline.settings, seconds, torch.get_num_threads(), peak_memory_mb(), command
     )
