@@ -342,7 +342,7 @@ def test_what_was_made_tells_every_option_that_its_settings_do_not(
 
 
 def test_attention_is_what_was_asked_for(run: Run, tmp_path: Path) -> None:
-    sized = ("--task", "t2i", "--height", 64, "--width", 64)
+    sized = ("--task", "t2i", "--height", 128, "--width", 128)  # more than one window of tiles
     asked = {
         "dense": (),
         "all": ("--attention", "nabla", "--nabla-p", 1),
@@ -438,7 +438,7 @@ def test_words_that_the_model_never_learnt_are_named(
         (["--rope-scale", "1", "0", "1"], "above 0"),
         (["--seed", "-1"], "from 0 to"),
         (["--nabla-p", "0.5"], "attention is dense here: choose attention nabla"),
-        (["--attention", "nabla", "--nabla-p", "2"], "P is 2.0"),
+        (["--attention", "nabla", "--nabla-p", "2", "--width", "64"], "P is 2.0"),
         (["--attention", "nabla"], "width 48 must be a multiple of 32"),
         (["--attention-backend", "toaster"], "choose one of auto, dense"),
         (["--lora", "nothing.safetensors"], "nothing.safetensors does not exist"),
