@@ -33,7 +33,9 @@ NOT_DECIDING = ("prompts", "split", "output", "sheet", "device", "vae_memory")
 differences of rounding and of blended tiles."""
 
 _PARTS = ("vae", "text_encoder", "dtype")
+"""Options beside the settings that a result tells where they are given."""
 _SWITCHES = ("unguided_last_step", "no_lora_trigger")
+"""Likewise, where they are on."""
 
 
 def list_jobs(args: argparse.Namespace, suffix: str) -> list[argparse.Namespace]:
@@ -145,7 +147,6 @@ def result_metadata(
         texts["original_prompt"] = args.prompt
     if args.lora:
         texts["lora"] = ", ".join(args.lora)
-    # what the settings do not hold, where it is not the default
     texts |= {name: str(getattr(args, name)) for name in _PARTS if getattr(args, name) is not None}
     texts |= {name: "yes" for name in _SWITCHES if getattr(args, name)}
     if args.attention_backend != "auto":

@@ -334,7 +334,9 @@ def test_names_that_are_not_plain_are_refused(tiny, cached, calibrate, name):
 def test_missing_and_foreign_files_are_explained(host, tiny, cached):
     with pytest.raises(ValueError, match=r"no file 'absent\.json'.*Calibrate MagCache"):
         cached(tiny, "absent.json")
-    (host.base / "models" / "kandinsky5" / "junk.json").write_text("{}")
+    folder = host.base / "models" / "kandinsky5"
+    folder.mkdir(exist_ok=True)
+    (folder / "junk.json").write_text("{}")
     with pytest.raises(ValueError, match=r"junk\.json is not a file of MagCache ratios"):
         cached(tiny, "junk.json")
 
