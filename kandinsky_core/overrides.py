@@ -89,7 +89,7 @@ def choose_settings(
         ValueError: There is no such size class, or the size or length does not fit the model.
     """
     overrides = overrides or {}
-    row = _row(settings, size_class, height, width)
+    row = row_of_class(settings, size_class, height, width)
     values = {field: override.value for field, override in overrides.items()}
     _check_length(row, values.get("num_frames", row.num_frames))
     chosen = replace(row, larger=None, **values)
@@ -106,9 +106,20 @@ def choose_settings(
     return ChosenSettings(replace(chosen, sizes=(size,)), sources | {"sizes": size_source})
 
 
-def _row(
-    settings: SamplingSettings, size_class: SizeClass, height: int, width: int
+def row_of_class(
+    settings: SamplingSettings, size_class: SizeClass, height: int = 0, width: int = 0
 ) -> SamplingSettings:
+    """The settings of a size class.
+
+    Args:
+        settings: Of the checkpoint, from its smallest size class.
+        size_class: Which; auto takes the one that the size belongs to, and the smallest without.
+        height: Pixels; 0 if it is still to be chosen.
+        width: Pixels; 0 if it is still to be chosen.
+
+    Raises:
+        ValueError: The checkpoint has no such size class.
+    """
     if size_class == "auto":
         return settings.for_size(height, width) if height and width else settings
     if size_class == "small":

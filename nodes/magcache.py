@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..kandinsky_core.caching import (
     MagRatios,
+    describe_mismatch,
     describe_release,
     find_ratios,
     load_ratios,
     save_ratios,
 )
-from ..kandinsky_core.settings import Release
+from ..kandinsky_core.settings import Release, Task
 from ..kandinsky_core.shapes import Size
 from . import host
 from .sampling import make_sigmas
@@ -113,13 +115,10 @@ class CacheSteps(io.ComfyNode):
         if name == FROM_CHECKPOINT:
             _check_published(model)
 
-            def find(size: Size) -> MagRatios:
+            def find(size: Size, task: Task) -> MagRatios:  # noqa: ARG001  as the checkpoint's
                 return _published(model, size)
         else:
-            calibrated = _from_file(model, name, "ratios_name" if ratios_name else "ratios")
-
-            def find(size: Size) -> MagRatios:  # noqa: ARG001  a file is of one size
-                return calibrated
+            find = _from_file(model, name, "ratios_name" if ratios_name else "ratios")
 
         return io.NodeOutput(
             host.with_magcache(
@@ -227,6 +226,7 @@ class CalibrateCache(io.ComfyNode):
         measured_on = {
             "release": release,
             "model": info.path.name,
+            "task": host.task_of((values for _, values in positive), latent["samples"]),
             "size": [height, width],
             "latent": list(latent["samples"].shape),
             "steps": len(sigmas) - 1,
@@ -269,7 +269,8 @@ def _check_published(model: Any) -> None:
     _published(model, sizes[0])
 
 
-def _from_file(model: Any, name: str, input_id: str) -> MagRatios:
+def _from_file(model: Any, name: str, input_id: str) -> Callable[[Size, Task], MagRatios]:
+    """The ratios of a file, with a warning, once, where they are used for what they are not of."""
     path = host.ratios_path(name, input_id)
     if not path.is_file():
         known = ", ".join(host.ratio_names()) or "none yet"
@@ -278,9 +279,15 @@ def _from_file(model: Any, name: str, input_id: str) -> MagRatios:
             "make one with Calibrate MagCache (Kandinsky 5)."
         )
     ratios, measured_on = load_ratios(path)
-    release = describe_release(_release(model))
-    if measured_on.get("release") != release:
-        logging.warning(
-            "MagCache: %s was measured on %s, not on %s", name, measured_on.get("release"), release
-        )
-    return ratios
+    release, settings = _release(model), host.settings_for(model, None)
+    said: set[str] = set()
+
+    def find(size: Size, task: Task) -> MagRatios:
+        row = settings.for_size(*size)
+        mismatch = describe_mismatch(measured_on, release, settings, row=row, task=task)
+        if mismatch and mismatch not in said:
+            said.add(mismatch)
+            logging.warning("MagCache: %s %s.", name, mismatch)
+        return ratios
+
+    return find

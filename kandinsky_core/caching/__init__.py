@@ -2,7 +2,14 @@
 
 from .calibration import Calibration
 from .magcache import BlockCache, Branch, Counts, MagCache
-from .ratios import MagRatios, describe_release, find_ratios, load_ratios, save_ratios
+from .ratios import (
+    MagRatios,
+    describe_mismatch,
+    describe_release,
+    find_ratios,
+    load_ratios,
+    save_ratios,
+)
 
 __all__ = [
     "BlockCache",
@@ -11,6 +18,7 @@ __all__ = [
     "Counts",
     "MagCache",
     "MagRatios",
+    "describe_mismatch",
     "describe_release",
     "find_ratios",
     "load_ratios",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..config import DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
-from ..settings import RELEASES, Release, SamplingSettings, Stage, Task
+from ..settings import Release, SamplingSettings, Stage, Task, tasks_of
 from ..weights import Component, Header
 from .families import QWEN_TEXT, QWEN_VISION, Family
 
@@ -91,14 +91,12 @@ class CheckpointInfo:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """What the file says, else what transformers of this size are for (I2V weights also make
-        video from text)."""
+        """What the file says, else what transformers of its task are for; see `tasks_of`."""
         if self.release is None:
             return ()
         if self.stated_tasks:
             return self.stated_tasks
-        variant = self.release.variant
-        return tuple(dict.fromkeys(row.task for row in RELEASES if row.variant == variant))
+        return tasks_of(self.release, is_known=self.sources.get("task") != "default")
 
     def to_dict(self) -> dict[str, Any]:
         """The same facts as plain values, for JSON."""
@@ -112,6 +110,7 @@ class CheckpointInfo:
             "precision": self.precision,
             "num_parameters": self.num_parameters,
             "task": self.task,
+            "tasks": list(self.tasks),
             "seconds": self.seconds,
             "stage": self.stage,
             "config": asdict(self.config) if self.config else None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .attention import AttentionChoice, with_attention, with_watch
 from .caching import measure_ratios, with_magcache
 from .chosen import chosen_before, with_settings
-from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen
+from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen, task_of
 from .expand import expand_prompt
 from .files import NANO, NANO_EDIT, Folder, choices, find_name, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
@@ -88,6 +88,7 @@ __all__ = [
     "settings_for",
     "show_text",
     "space_name",
+    "task_of",
     "to_model_space",
     "to_vae_space",
     "with_attention",
