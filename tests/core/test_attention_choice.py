@@ -124,9 +124,7 @@ def cuda_case(density, **options):
         (1.1, {}, ("flex", "block_sparse"), "dense"),
     ],
 )
-def test_auto_on_cuda_picks_by_dtype_size_and_density(
-    density, options, there, expected, stand_ins
-):
+def test_auto_on_cuda_picks_by_dtype_size_and_density(density, options, there, expected, stand_ins):
     calls = stand_ins(there)
     qkv, block_map = cuda_case(density, **options)
     out = attend(*qkv, block_map=block_map)

@@ -118,7 +118,7 @@ def calls(monkeypatch):
     """What the compiled function would be called with."""
     calls = []
 
-    def compiled(q, k, v, *, block_mask, kernel_options):
+    def compiled(_q, _k, v, *, block_mask, kernel_options):
         calls.append((block_mask, kernel_options))
         return v
 
@@ -153,7 +153,7 @@ def test_lists_for_a_backward_pass_are_made_where_there_is_one(calls, grad):
 def test_older_torch_makes_those_lists_always(calls, monkeypatch):
     make = flex_attention.BlockMask.from_kv_blocks
 
-    def older(counts, columns, *, BLOCK_SIZE, mask_mod):
+    def older(counts, columns, *, BLOCK_SIZE, mask_mod):  # noqa: N803 (torch's name)
         return make(counts, columns, BLOCK_SIZE=BLOCK_SIZE, mask_mod=mask_mod)
 
     monkeypatch.setattr(flex_attention.BlockMask, "from_kv_blocks", older)

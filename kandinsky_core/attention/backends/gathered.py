@@ -171,7 +171,7 @@ def _pieces(counts: Tensor, bytes_per_block: int, *, empty: bool = False) -> lis
     device_type = counts.device.type
     limit = _piece_bytes(device_type)
     slack = SLACK_ELSEWHERE if _pads(device_type) else 0.0
-    ordered, order = counts.sort(-1, descending=True, stable=True)
+    ordered, order = counts.sort(dim=-1, descending=True, stable=True)
     order += torch.arange(len(counts), device=counts.device)[:, None] * counts.shape[1]
     heads: list[list[Piece]] = []
     for rows, sizes in zip(order, ordered.tolist(), strict=True):
