@@ -124,7 +124,7 @@ def test_gradients_equal_those_of_the_reference(backend, dtype, density):
         assert error < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("slack", [0.125, 1.0])
+@pytest.mark.parametrize("slack", [0.125, 0.9])
 def test_gradients_of_padded_pieces(slack, monkeypatch):
     monkeypatch.setattr(gathered, "_pads", lambda _: True)
     monkeypatch.setattr(gathered, "SLACK_ELSEWHERE", slack)

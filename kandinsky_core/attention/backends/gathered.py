@@ -28,7 +28,7 @@ from .workers import run_pieces
 
 PIECE_BYTES = {"cpu": 2 << 20}
 """Keys and values gathered at a time, by device; small enough to stay in the cache."""
-PIECE_BYTES_ELSEWHERE = 128 << 20
+PIECE_BYTES_ELSEWHERE = 64 << 20
 """The same where the cost of a launch counts more."""
 SLACK_ELSEWHERE = 1 / 8
 """Share of a piece's largest row that its smallest may lack, where pieces are padded."""
@@ -56,8 +56,7 @@ def attend_gathered(
 ) -> Tensor:
     """Compute the kept blocks only; arguments and result as in `Attend`.
 
-    Heads that keep every block go to `attend_dense`, and so do calls with a mask of keys and
-    gradients of keys beyond the map's.
+    Calls with a mask of keys, and gradients of keys beyond the map's, go to `attend_dense`.
     """
     wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     has_more_keys = k.shape[2] > q.shape[2]
