@@ -204,9 +204,9 @@ def test_a_kernel_that_fails_is_replaced(monkeypatch, caplog):
 
 def test_speeds_that_cannot_be_read_choose_nothing(without_kernel):
     assert kernel_speeds() == {}
-    speeds = without_kernel / compiled.library_path().with_suffix(".json").name
-    for text in ("[1", "[1]", '{"float32": 1.4}'):  # the last: of an earlier version
-        speeds.write_text(text, encoding="utf-8")
+    assert compiled_speed._measured_path().parent == without_kernel
+    for text in ("[1", "[1]", '{"speed": {"float32": 1.4}}', '{"speed": 1, "up_to": 1}'):
+        compiled_speed._measured_path().write_text(text, encoding="utf-8")
         compiled_speed._read.cache_clear()
         assert kernel_speeds() == compiled_speed.kernel_limits() == {}
 

@@ -37,7 +37,7 @@ def build_kernel(*, verbose: bool = False) -> Path:
     """
     path = build(verbose=verbose)
     if not kernel_limits():
-        with atomic_write(path.with_suffix(".json")) as part:
+        with atomic_write(_measured_path()) as part:
             part.write_text(json.dumps(_measure()), encoding="utf-8")
         _read.cache_clear()
     return path
@@ -49,7 +49,7 @@ def kernel_speeds() -> dict[str, float]:
     Returns:
         By dtype ("float32", "bfloat16"); empty where nobody measured.
     """
-    return _read(library_path().with_suffix(".json")).get("speed", {})
+    return _read(_measured_path()).get("speed", {})
 
 
 def kernel_limits() -> dict[str, float]:
@@ -58,7 +58,12 @@ def kernel_limits() -> dict[str, float]:
     Returns:
         By dtype ("float32", "bfloat16"), in [0, 1]; empty where nobody measured.
     """
-    return _read(library_path().with_suffix(".json")).get("up_to", {})
+    return _read(_measured_path()).get("up_to", {})
+
+
+def _measured_path() -> Path:
+    """Beside the library; an earlier version wrote less into the name without "measured"."""
+    return library_path().with_suffix(".measured.json")
 
 
 @lru_cache(maxsize=1)
