@@ -260,7 +260,7 @@ EXAMPLE_FILES: dict[Task, str] = {
     "t2v": "kandinsky5lite_t2v_sft_5s",
     "i2v": "kandinsky5lite_i2v_5s or kandinsky5pro_i2v_sft_5s",
     "t2i": "kandinsky5lite_t2i",
-    "i2i": "kandinsky5lite_i2i",
+    "i2i": "kandinsky5lite_i2i, or the bundled nano edit",
 }
 """Task -> files to name where a model does not do it."""
 

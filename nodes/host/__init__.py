@@ -12,7 +12,7 @@ from .chosen import chosen_before, with_settings
 from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen, task_of
 from .expand import expand_prompt
 from .files import NANO, NANO_EDIT, Folder, choices, find_name, locate, ratio_names, ratios_path
-from .foreign import with_foreign_nabla
+from .foreign import with_foreign_nabla, without_foreign_nabla
 from .inputs import fingerprint_input, input_texts, read_input_text
 from .latents import SPACE, pixel_size
 from .lora import with_lora, with_triggers
@@ -30,7 +30,7 @@ from .model_load import WEIGHT_DTYPES, load_model
 from .plan import free_memory, make_job
 from .routes import add_routes
 from .run import set_conditioning, show_text
-from .sampling import sample_latents, sampling_shift
+from .sampling import native_sigmas, sample_latents, sampling_shift
 from .text import TASKS, encode_text, fingerprint_vision, load_text_encoders
 from .vae import (
     decode_frames,
@@ -78,6 +78,7 @@ __all__ = [
     "makes_images_only",
     "measure_ratios",
     "model_info",
+    "native_sigmas",
     "pixel_size",
     "ratio_names",
     "ratios_path",
@@ -98,4 +99,5 @@ __all__ = [
     "with_settings",
     "with_triggers",
     "with_watch",
+    "without_foreign_nabla",
 ]

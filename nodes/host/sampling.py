@@ -36,6 +36,13 @@ def sampling_shift(model: Any) -> float | None:
     return None if patched is None else float(patched.shift)
 
 
+def native_sigmas(model: Any, steps: int) -> Tensor:
+    """The host's own times of a MODEL, (steps + 1,) from noise to 0, with the shift set on it."""
+    return comfy.samplers.calculate_sigmas(
+        model.get_model_object("model_sampling"), "simple", steps
+    )
+
+
 def euler(
     model: Callable[..., Tensor],
     x: Tensor,
@@ -137,4 +144,6 @@ def sample_latents(
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         ).to(comfy.model_management.intermediate_device())
-    return {**latent, "samples": samples, SPACE: model.model.space.name}
+    sampled = {**latent, "samples": samples}
+    space = getattr(model.model, "space", None)  # only our own MODEL names it
+    return sampled if space is None else {**sampled, SPACE: space.name}
