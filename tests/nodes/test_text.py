@@ -67,9 +67,21 @@ def test_weights_leave_their_words_and_plain_brackets_stay(host, caplog):
     strip = host.part("nodes.host.prompt").strip_weights
     with caplog.at_level(logging.WARNING):
         assert strip("a (very (red:1.3) circle:0.8) moves") == "a very red circle moves"
+        assert strip("(sky:.5) (3d:2.) (fog:-1.0)") == "sky 3d fog"
     assert "no effect" in caplog.text
     caplog.clear()
-    for text in ("a circle (red)", r"\(at 12:30\)", "ratio 3:2", "(at noon: sharp)"):
+    for text in (
+        "a circle (red)",
+        r"\(at 12:30\)",
+        "ratio 3:2",
+        "(at noon: sharp)",
+        "a clock shows (10:30)",
+        "a wide frame (ratio 16:9)",
+        "a verse (John 3:16)",
+        "wide (aspect: 1.85)",
+        "a car (price:25.50)",
+        "a map (scale:50)",
+    ):
         assert strip(text) == text
     assert not caplog.records
 
