@@ -2,7 +2,15 @@
 
 from .calibration import Calibration
 from .magcache import BlockCache, Branch, Counts, MagCache
-from .ratios import MagRatios, describe_release, find_ratios, load_ratios, save_ratios
+from .ratios import (
+    MagRatios,
+    describe_release,
+    find_ratios,
+    load_ratios,
+    released_names,
+    released_ratios,
+    save_ratios,
+)
 
 __all__ = [
     "BlockCache",
@@ -14,5 +22,7 @@ __all__ = [
     "describe_release",
     "find_ratios",
     "load_ratios",
+    "released_names",
+    "released_ratios",
     "save_ratios",
 ]
