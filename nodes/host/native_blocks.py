@@ -68,7 +68,7 @@ def _around_network(
         def run_all(given: dict[str, Any], _original: dict[str, Any]) -> dict[str, Any]:
             def run(visual: Tensor) -> Tensor:
                 for index, block in enumerate(blocks):
-                    given["transformer_options"]["block_index"] = index
+                    options["block_index"] = index  # what the network gives its blocks
                     visual = _run(block, {**given, TOKENS: visual}, others.get((BLOCK, index)))
                 return visual
 

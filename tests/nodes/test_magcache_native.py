@@ -147,7 +147,7 @@ def test_a_native_model_gives_what_ours_gives(
     expected = ksample(cached(ours, ratios, threshold), steps=STEPS)
     found = ksample(fast, steps=STEPS)
     assert (found - expected).abs().max() < TOLERANCE
-    assert (found - plain).abs().max() > 1e-3
+    assert (found - plain).abs().max() > 5 * TOLERANCE
     assert 0 < len(calls) < 3 * 2 * STEPS
     assert calls == [0, 1, 2] * (len(calls) // 3)
     # a run that ratios do not describe, and the model that went in

@@ -328,7 +328,6 @@ def test_a_native_clip_whose_tower_was_never_loaded_says_so(
     run, native_clip, native_tower, garbage
 ):
     weight = native_tower.blocks[0].attn.qkv.weight
-    weight.data = weight.data.clone()
     (weight.data if garbage in (0.0, 1.0) else weight.data[:1]).fill_(garbage)
     with pytest.raises(ValueError, match=r"clip: .*without its vision tower: .*load the whole"):
         run("K5_TextEncode", clip=native_clip, image=torch.zeros(1, 64, 64, 3), **EDIT)
@@ -494,9 +493,10 @@ def test_scaled_fp8_clip_is_unpacked(host, run, large):
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.", "", "model."])
 def test_every_layout_of_qwen_that_the_core_reads_is_read(run, host, large, prefix):
-    stored = {f"{prefix}{k}": v for k, v in large.qwen.language_model.state_dict().items()}
+    language = large.qwen.language_model.state_dict()
+    stored = {f"{prefix}{k}": v.clone() for k, v in language.items()}
     tower = "model.visual." if prefix == "model.language_model." else "visual."
-    whole = stored | {f"{tower}{k}": v for k, v in large.qwen.visual.state_dict().items()}
+    whole = stored | {f"{tower}{k}": v.clone() for k, v in large.qwen.visual.state_dict().items()}
     folder = host.base / "models" / "text_encoders"
     save_file(stored | {"lm_head.weight": torch.zeros(2, 2)}, folder / "qwen_layout.safetensors")
     _, (tokens, _), (expected, _) = encode_both(run, host, "qwen_layout.safetensors")

@@ -54,7 +54,7 @@ def native_vae(request, host):
     vae.latent_channels, vae.latent_dim = 16, 3 if request.param == "video" else 2
     vae.first_stage_model = host.part("nodes.host.vae").Autoencoder(network).eval()
     vae.process_output = lambda pixels: ((pixels + 1) / 2).clamp(0, 1)
-    vae.memory_used_decode = lambda *_: 1
+    vae.memory_used_decode, vae.vae_dtype = lambda *_: 1, torch.float32
     patcher = host.module("comfy.model_patcher").ModelPatcher
     vae.patcher = patcher(vae.first_stage_model, vae.device, vae.device)
     return vae
@@ -94,9 +94,10 @@ def test_a_vae_of_other_nodes_takes_tiles_of_its_own(host, run, native_vae, monk
 
     tile("decode_tiled_")
     tile("decode_tiled_3d")
-    native_vae.upscale_ratio = native_vae.upscale_index_formula = (lambda t: 4 * t - 3, 8, 8)
-    if native_vae.latent_dim == 2:
-        native_vae.upscale_ratio = 8
+    native_vae.upscale_ratio, native_vae.upscale_index_formula = 8, None
+    if native_vae.latent_dim == 3:
+        native_vae.upscale_ratio = (lambda t: 4 * t - 3, 8, 8)
+        native_vae.upscale_index_formula = (4, 8, 8)
     monkeypatch.setattr(native_vae.first_stage_model, "decode", starved)
     image = decode(run, native_vae, {"samples": torch.zeros(shape)})
     assert tiled and image.shape[1:] == (64, 64, 3)
