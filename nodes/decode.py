@@ -25,7 +25,13 @@ class Decode(io.ComfyNode):
                 "length of the video. Tiles are chosen by what is free, or by a budget."
             ),
             inputs=[
-                io.Vae.Input("vae", tooltip="From Load VAE (Kandinsky 5)."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip=(
+                        "From Load VAE (Kandinsky 5). Another one, e.g. of Load VAE, decodes as in "
+                        "VAE Decode."
+                    ),
+                ),
                 io.Latent.Input("latent", tooltip="A sampled latent."),
                 io.Float.Input(
                     "memory_budget_gb",

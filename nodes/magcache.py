@@ -14,6 +14,8 @@ from ..kandinsky_core.caching import (
     describe_release,
     find_ratios,
     load_ratios,
+    released_names,
+    released_ratios,
     save_ratios,
 )
 from ..kandinsky_core.settings import Release, Task
@@ -40,7 +42,13 @@ class CacheSteps(io.ComfyNode):
                 "schedule; other runs are computed in full."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="From Load Model (Kandinsky 5)."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "From Load Model (Kandinsky 5), or Kandinsky 5 as ComfyUI's own nodes load "
+                        "it, for which ratios are chosen below."
+                    ),
+                ),
                 io.Float.Input(
                     "threshold",
                     default=0.12,
@@ -69,10 +77,11 @@ class CacheSteps(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "ratios",
-                    options=[FROM_CHECKPOINT, *host.ratio_names()],
+                    options=[FROM_CHECKPOINT, *released_names(), *host.ratio_names()],
                     tooltip=(
                         "What tells which steps resemble each other: published with the "
-                        "checkpoint, or a file that Calibrate MagCache wrote."
+                        "checkpoint, published with the release you name (size, task, seconds, "
+                        "stage, sd or hd), or a file that Calibrate MagCache wrote."
                     ),
                 ),
                 io.String.Input(
@@ -96,7 +105,7 @@ class CacheSteps(io.ComfyNode):
     ) -> str:
         """Change when a file is calibrated anew."""
         name = ratios_name or ratios
-        if name == FROM_CHECKPOINT:
+        if name in (FROM_CHECKPOINT, *released_names()):
             return name
         path = host.ratios_path(name, "ratios")
         return f"{path} {path.stat().st_mtime_ns if path.is_file() else None}"
@@ -112,11 +121,16 @@ class CacheSteps(io.ComfyNode):
         ratios_name: str | None = None,
     ) -> io.NodeOutput:
         name = ratios_name or ratios
+        if not host.is_kandinsky(model):
+            model = host.with_native_blocks(model)
         if name == FROM_CHECKPOINT:
             _check_published(model)
 
             def find(size: Size, task: Task) -> MagRatios:  # noqa: ARG001  as the checkpoint's
                 return _published(model, size)
+
+        elif name in released_names():
+            find = _released(name)
         else:
             find = _from_file(model, name, "ratios_name" if ratios_name else "ratios")
 
@@ -259,6 +273,11 @@ def _published(model: Any, size: Size) -> MagRatios:
 
 def _check_published(model: Any) -> None:
     """Refuse a checkpoint without ratios at once and not when sampling starts."""
+    if not host.is_kandinsky(model):
+        raise ValueError(
+            f"ratios: {FROM_CHECKPOINT} reads a model of Load Model (Kandinsky 5), this one is "
+            "ComfyUI's own; choose the release that it is, e.g. k5_lite_t2v_5s_sft_sd, or a file."
+        )
     sizes = host.settings_for(model, None).all_sizes
     for size in sizes[1:]:
         try:
@@ -267,6 +286,11 @@ def _check_published(model: Any) -> None:
             continue
         return
     _published(model, sizes[0])
+
+
+def _released(name: str) -> Callable[[Size, Task], MagRatios]:
+    ratios = released_ratios(name)  # of one size
+    return lambda _size, _task: ratios
 
 
 def _from_file(model: Any, name: str, input_id: str) -> Callable[[Size, Task], MagRatios]:
@@ -279,6 +303,8 @@ def _from_file(model: Any, name: str, input_id: str) -> Callable[[Size, Task], M
             "make one with Calibrate MagCache (Kandinsky 5)."
         )
     ratios, measured_on = load_ratios(path)
+    if not host.is_kandinsky(model):
+        return lambda _size, _task: ratios  # it does not tell what it is
     release, settings = _release(model), host.settings_for(model, None)
     said: set[str] = set()
 

@@ -56,7 +56,8 @@ def make_sigmas(
         return torch.empty(0)
     settings = host.settings_for(model, latent)
     steps = steps or settings.num_steps
-    shift = shift or host.sampling_shift(model) or settings.shift
+    patched = host.sampling_shift(model)
+    shift = shift or patched or settings.shift
     total = steps if denoise > 0.9999 else int(steps / denoise)
     return timesteps(total, shift)[-(steps + 1) :]
 

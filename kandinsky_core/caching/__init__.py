@@ -8,6 +8,8 @@ from .ratios import (
     describe_release,
     find_ratios,
     load_ratios,
+    released_names,
+    released_ratios,
     save_ratios,
 )
 
@@ -22,5 +24,7 @@ __all__ = [
     "describe_release",
     "find_ratios",
     "load_ratios",
+    "released_names",
+    "released_ratios",
     "save_ratios",
 ]

@@ -111,16 +111,29 @@ def find_ratios(release: Release, settings: SamplingSettings) -> MagRatios:
     seconds = () if release.seconds is None else (f"{release.seconds}s",)
     resolution = "sd" if settings.area <= _AREA_SD else "hd"
     name = "_".join(("k5", str(size), release.task, *seconds, release.stage, resolution))
-    path = Path(__file__).with_name("released.json")
-    tables = json.loads(path.read_text(encoding="utf-8"))["tables"]
-    if size is None or name not in tables:
+    if size is None or name not in _released():
         height, width = settings.default_size
         raise ValueError(
             f"no MagCache ratios were published for {describe_release(release)} at {height}x{width}"
             ": measure them once with `python -m kandinsky_core calibrate` and give the file "
             "(--magcache-ratios)"
         )
-    return _from_columns(tables[name], name)
+    return released_ratios(name)
+
+
+def released_names() -> list[str]:
+    """Names of the published ratios, e.g. "k5_lite_t2v_5s_sft_sd"."""
+    return sorted(_released())
+
+
+def released_ratios(name: str) -> MagRatios:
+    """The published ratios of a name, for whom the checkpoint does not tell."""
+    return _from_columns(_released()[name], name)
+
+
+def _released() -> dict[str, Any]:
+    path = Path(__file__).with_name("released.json")
+    return json.loads(path.read_text(encoding="utf-8"))["tables"]
 
 
 def describe_mismatch(

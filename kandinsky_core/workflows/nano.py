@@ -17,6 +17,7 @@ _VALUES: dict[str, dict[str, Any]] = {
     "K5_LoadModel": {"model_name": NANO, "weight_dtype": "default"},
     "K5_LoadTextEncoders": {"qwen_name": NANO, "clip_name": "(none)"},
     "K5_LoadVAE": {"vae_name": NANO},
+    "K5_LoadLora": {"strength": 0},  # it belongs to a larger model
     "K5_EmptyLatent": {"width": SIDE, "height": SIDE, "batch_size": 1},
     "K5_ImageToVideo": {"width": SIDE, "height": SIDE, "batch_size": 1},
     "K5_Sampler": {"steps": 0, "cfg": 0, "shift": 0},  # the checkpoint's own

@@ -27,6 +27,7 @@ from .model import (
     to_vae_space,
 )
 from .model_load import WEIGHT_DTYPES, load_model
+from .native_blocks import with_native_blocks
 from .plan import free_memory, make_job
 from .routes import add_routes
 from .run import set_conditioning, show_text
@@ -96,6 +97,7 @@ __all__ = [
     "with_foreign_nabla",
     "with_lora",
     "with_magcache",
+    "with_native_blocks",
     "with_settings",
     "with_triggers",
     "with_watch",
