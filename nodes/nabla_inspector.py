@@ -193,7 +193,7 @@ def _pictures(latent: dict[str, Any], vae: Any) -> np.ndarray:
     count = samples.shape[2] if samples.ndim == 5 else 1
     if vae is None:
         return np.full((count, *host.pixel_size(samples), 3), 160, np.uint8)
-    chunks = host.decode_frames(vae, {**latent, "samples": samples}, 0.0)
-    image = torch.cat([pixels_to_image(chunk) for chunk in chunks])
+    stream = host.decode_frames(vae, {**latent, "samples": samples}, 0.0)
+    image = pixels_to_image(stream.chunks, stream.num_frames)
     frames = (image * 255).round().to(torch.uint8).numpy()
     return frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]

@@ -11,7 +11,16 @@ from .caching import measure_ratios, with_magcache
 from .chosen import chosen_before, with_settings
 from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen
 from .expand import expand_prompt
-from .files import NANO, Folder, choices, find_name, locate, ratio_names, ratios_path
+from .files import (
+    NANO,
+    Folder,
+    choices,
+    find_name,
+    locate,
+    ratio_names,
+    ratios_path,
+    temporary_file,
+)
 from .foreign import with_foreign_nabla
 from .inputs import fingerprint_input, input_texts, read_input_text
 from .latents import SPACE, pixel_size
@@ -27,7 +36,7 @@ from .model import (
     to_vae_space,
 )
 from .model_load import WEIGHT_DTYPES, load_model
-from .plan import free_memory, make_job
+from .plan import free_main_memory, free_memory, make_job
 from .routes import add_routes
 from .run import set_conditioning, show_text
 from .sampling import sample_latents, sampling_shift
@@ -66,6 +75,7 @@ __all__ = [
     "find_name",
     "fingerprint_input",
     "fingerprint_vision",
+    "free_main_memory",
     "free_memory",
     "input_texts",
     "is_kandinsky",
@@ -87,6 +97,7 @@ __all__ = [
     "settings_for",
     "show_text",
     "space_name",
+    "temporary_file",
     "to_model_space",
     "to_vae_space",
     "with_attention",
