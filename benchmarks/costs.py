@@ -45,10 +45,10 @@ OF_BYTES = (
 )
 OF_MEMORY = (
     "In GiB: weights, and the tensors alive at the widest point of a block for one row of a batch,",
-    "with dense attention and with NABLA by density, the map of one layer among them. Density",
-    "hardly counts, as keys and values are gathered a piece at a time; that NABLA takes more than",
-    "dense attention are queries, keys and values in the order of tiles. What a whole job takes,",
-    "stage by stage: docs/memory.md.",
+    "with dense attention and with NABLA by density, the map of one layer among them. Neither",
+    "NABLA nor density counts for much: the widest point is where keys are rotated in fp32, and",
+    "kept keys and values are gathered a piece at a time. What a whole job takes, stage by stage:",
+    "docs/memory.md.",
 )
 TO_CHECK = (
     "On a machine with a GPU, `python -m benchmarks --groups model` measures the same step;",

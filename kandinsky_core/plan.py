@@ -166,28 +166,21 @@ class Plan:
         """Bytes without which the job does not run."""
         return self.peak(self.bounding)
 
-    def main_memory(self, memory: int | None = None) -> int:
-        """Bytes of main memory that a job takes beside its device; 0 where that is the CPU.
+    @property
+    def main_memory(self) -> int:
+        """Bytes of main memory that a job takes beside its device, at most; 0 on the CPU.
 
         They are the weights that wait there while others work, and the frames once decoded.
-
-        Args:
-            memory: Bytes that are free on the device: where blocks are streamed, as many as fit
-                stay on it. None counts the fewest.
         """
         if self.job.device_type == "cpu":
             return 0
         return max(
-            self._waiting(stage, memory) + self.job.frames_bytes * (stage.direction == "decode")
+            self.all_weights
+            - self.weights(stage)
+            + self.job.frames_bytes * (stage.direction == "decode")
             for stage in self.stages
             if stage.needed
         )
-
-    def _waiting(self, stage: Stage, memory: int | None) -> int:
-        there = self.weights(stage)
-        if self.offload == "streamed" and memory is not None:
-            there = min(stage.weights, max(there, memory - stage.work))
-        return self.all_weights - there
 
     def with_tiles(self, memory: int) -> Plan:
         """The same with as large tiles as the autoencoder finds room for in so many bytes."""

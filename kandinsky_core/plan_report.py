@@ -71,7 +71,7 @@ STAGES = (
     "decode: from the smallest tiles to one piece, which has no seams. *Least* is the stage that",
     "needs most where blocks are streamed and tiles are smallest. *MagCache* is what it adds to",
     "sampling: the residuals of both prompts, and the blocks' input. *Main memory*: with one model",
-    "at a time, and with as little as possible on the card.",
+    "at a time.",
     "",
 )
 
@@ -119,7 +119,7 @@ def describe(
         cells += [plan.peak(plan.stages[number]) for plan in plans]
         lines.append(_row(stage.name, *(f"{cell / GIB:.2f}" for cell in cells)))
     if job.device_type != "cpu":
-        waiting = (plan.main_memory(memory) / GIB for plan in plans)
+        waiting = (plan.main_memory / GIB for plan in plans)
         lines.append(_row("main memory", "", "", "", *(f"{cell:.2f}" for cell in waiting)))
     if memory is not None:
         lines.append("")
@@ -138,7 +138,7 @@ def fits(job: Job, memory: int, main: int | None = None) -> bool:
         main: Bytes of main memory that are free.
     """
     plan = best_plan(job, memory)
-    return plan is not None and (main is None or plan.main_memory(memory) <= main)
+    return plan is not None and (main is None or plan.main_memory <= main)
 
 
 def verdict(job: Job, memory: int, sizes: Sequence[Size] = (), main: int | None = None) -> str:
@@ -153,7 +153,7 @@ def verdict(job: Job, memory: int, sizes: Sequence[Size] = (), main: int | None 
     plan = best_plan(job, memory)
     if plan is not None:
         device = f"fits {_gib(memory)} {_how(plan, memory)}"
-        waiting = plan.main_memory(memory)
+        waiting = plan.main_memory
         if main is not None and waiting > main:
             return (
                 f"does not fit main memory: {_gib(waiting)} of weights and frames wait there and "
@@ -186,15 +186,14 @@ def _cards() -> list[str]:
     for name, precision, job in _jobs():
         cells = []
         for card in CARDS:
-            memory = int((card - TAKEN) * GIB)
-            plan = best_plan(job, memory)
-            cells.append(_cell(plan, memory) if plan else "no")
+            plan = best_plan(job, int((card - TAKEN) * GIB))
+            cells.append(_cell(plan) if plan else "no")
         lines.append(f"| {name} | {precision} | {' | '.join(cells)} |")
     return lines
 
 
-def _cell(plan: Plan, memory: int) -> str:
-    return f"{MARKS[plan.offload]} ({plan.main_memory(memory) / GIB:.0f})"
+def _cell(plan: Plan) -> str:
+    return f"{MARKS[plan.offload]} ({plan.main_memory / GIB:.0f})"
 
 
 def _needs() -> list[str]:
@@ -219,7 +218,7 @@ def _needs() -> list[str]:
         )
         least = plan_job(job, "streamed")
         cells.append(f"{least.needed / GIB:.1f}, {least.bounding.name}")
-        cells.append(f"{plan.main_memory() / GIB:.1f}, {least.main_memory() / GIB:.1f}")
+        cells.append(f"{plan.main_memory / GIB:.1f}")
         lines.append(f"| {name} | {precision} | {' | '.join(cells)} |")
     return lines
 
