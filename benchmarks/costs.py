@@ -1,4 +1,4 @@
-"""On paper: what the large models should take per step, from the count of operations.
+"""On paper: what the large models should take per step, from the count of operations and bytes.
 
 `python -m benchmarks.costs` writes docs/benchmarks/costs.md. Nothing here was measured by this
 project: published times of one H100 are divided by our counts, and densities and other times
@@ -11,30 +11,44 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from kandinsky_core.costs import step_cost
+from kandinsky_core.attention import Nabla
+from kandinsky_core.costs import step_cost, step_traffic
 from kandinsky_core.files import atomic_write
 from kandinsky_core.models import call_bytes
 from kandinsky_core.variants import VARIANTS
 
 TERA, GIB = 1e12, 2**30
-DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05)
+DENSITIES = (0.5, 0.2, 0.1, 0.05)
+BLOCK = 64
+"""Tokens of NABLA's tile."""
+BANDWIDTH = 3.35e12
+"""Bytes per second of an H100's memory (SXM), as its maker gives it."""
 
 INTRODUCTION = (
-    "Made by `python -m benchmarks.costs` from our own count of operations",
-    "(`kandinsky_core/costs.py`, which the tests hold against torch's counter) and the",
+    "Made by `python -m benchmarks.costs` from our own count of operations and bytes",
+    "(`kandinsky_core/costs.py`; the tests hold operations against torch's counter) and the",
     "published times of one H100 (arXiv 2511.14993, table 5, 100 evaluations). **A calculation,",
     "not a measurement**: no GPU was used.",
 )
 OF_TIMES = (
-    "Sparse attention is taken to run at the speed of dense attention per operation, which a",
-    "kernel over blocks of 64 reaches only where its gathers are hidden; the map costs 1/4096",
-    "of the products and a sort. What is left at low density are the linear layers: they bound",
-    "the gain.",
+    "Sparse attention is taken to run at the speed of dense attention per operation; what its map",
+    "takes is added. What is left at low density are the linear layers: they bound the gain.",
+)
+OF_BYTES = (
+    "What the memory of an H100 needs for the bytes alone (bf16, 3.35 TB/s); no step is faster",
+    "than this. *Blocks*: weights once, and input and result of every operation of the blocks.",
+    "*Map*: means, products, softmax, sort and scatter of NABLA's maps, which do not depend on",
+    "density. By density: kept keys and values read anew for every block of 64 queries, which is",
+    "64 operations a byte and so 214 TFLOP/s; a kernel is faster only as far as blocks of queries",
+    "share what is read, through the cache or by working on several at once. Where these columns",
+    "are above those of the table before, gathering bounds such a kernel, not arithmetic.",
 )
 OF_MEMORY = (
-    "Weights, and the tensors alive at the widest point of a block with dense attention, for one",
-    "row of a batch. They hardly depend on density: a boolean block map takes (tokens / 64)^2",
-    "bytes a head more. What a whole job takes, stage by stage: docs/memory.md.",
+    "In GiB: weights, and the tensors alive at the widest point of a block for one row of a batch,",
+    "with dense attention and with NABLA by density, the map of one layer among them. Neither",
+    "NABLA nor density counts for much: the widest point is where keys are rotated in fp32, and",
+    "kept keys and values are gathered a piece at a time. What a whole job takes, stage by stage:",
+    "docs/memory.md.",
 )
 TO_CHECK = (
     'On a machine with a CUDA device, `make bench ARGS="--device cuda --groups model"` measures',
@@ -78,6 +92,17 @@ def implied_density(row: Published) -> float:
     return left / cost.attention
 
 
+def map_seconds(row: Published) -> float:
+    """What the memory needs for making the maps of one step."""
+    return step_traffic(VARIANTS[row.variant], row.tokens, block_size=BLOCK).maps / BANDWIDTH
+
+
+def _percent(*columns: str) -> list[str]:
+    """Head of a table with a column for every density."""
+    names = [*columns, *(f"{density:.0%}" for density in DENSITIES)]
+    return [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+
+
 def markdown() -> str:
     """The page."""
     lines = [
@@ -111,33 +136,47 @@ def markdown() -> str:
         "",
         *OF_TIMES,
         "",
-        "| | " + " | ".join(f"{density:.0%}" for density in DENSITIES) + " | bound |",
-        "|---|" + "---|" * (len(DENSITIES) + 1),
+        *_percent("bound of the gain", "dense"),
     ]
     for row in ROWS:
         config, speed = VARIANTS[row.variant], speed_of(row.variant)
-        costs = [step_cost(config, row.tokens, density=density) for density in DENSITIES]
-        bound = costs[0].operations / (costs[0].linear + costs[0].cross_attention)
-        times = " | ".join(f"{cost.operations / speed:.2f}" for cost in costs)
-        lines.append(f"| {row.name} | {times} | {bound:.1f}x |")
+        dense = step_cost(config, row.tokens)
+        bound = dense.operations / (dense.linear + dense.cross_attention)
+        sparse = (
+            step_cost(config, row.tokens, density=density).operations / speed + map_seconds(row)
+            for density in DENSITIES
+        )
+        times = " | ".join(f"{seconds:.2f}" for seconds in (dense.operations / speed, *sparse))
+        lines.append(f"| {row.name} | {bound:.1f}x | {times} |")
     lines += [
         "",
-        "## Memory, bf16",
+        "## Seconds per step that bytes alone take",
         "",
-        *OF_MEMORY,
+        *OF_BYTES,
         "",
-        "| | weights, GiB | activations, GiB | block maps of one layer, GiB |",
-        "|---|---|---|---|",
+        *_percent("blocks", "map"),
     ]
     for row in ROWS:
         config = VARIANTS[row.variant]
-        cost = step_cost(config, row.tokens)
-        activations = call_bytes(config, row.tokens)
-        maps = config.num_heads * (row.tokens / 64) ** 2
-        lines.append(
-            f"| {row.name} | {2 * cost.weights / GIB:.1f} | {activations / GIB:.1f} | "
-            f"{maps / GIB:.2f} |"
-        )
+        traffic = step_traffic(config, row.tokens, block_size=BLOCK)
+        moved = [traffic.least - traffic.maps, traffic.maps]
+        moved += [
+            step_traffic(config, row.tokens, density=density, block_size=BLOCK).gathers
+            for density in DENSITIES
+        ]
+        times = " | ".join(f"{number / BANDWIDTH:.2f}" for number in moved)
+        lines.append(f"| {row.name} | {times} |")
+    lines += ["", "## Memory, bf16", "", *OF_MEMORY, ""]
+    lines += _percent("weights", "map of one layer", "dense")
+    for row in ROWS:
+        config = VARIANTS[row.variant]
+        taken = [2 * step_cost(config, row.tokens).weights]
+        taken += [config.num_heads * (row.tokens // BLOCK) ** 2, call_bytes(config, row.tokens)]
+        taken += [
+            call_bytes(config, row.tokens, nabla=Nabla(), density=density) for density in DENSITIES
+        ]
+        cells = " | ".join(f"{number / GIB:.2f}" for number in taken)
+        lines.append(f"| {row.name} | {cells} |")
     lines += [
         "",
         *TO_CHECK,

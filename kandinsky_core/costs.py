@@ -1,8 +1,8 @@
-"""What one call of a CrossDiT costs, from counting: operations and weights.
+"""What one call of a CrossDiT costs, from counting: operations, bytes moved, and weights.
 
-Counted are matrix products, which is where the time goes; norms, rotations and gates are bytes
-and a few per cent. Numbers are for one row of a batch: guidance doubles them.
-Letters: S visual tokens, L text tokens, D width, F feed-forward width.
+Operations are those of matrix products, which is where the time goes; norms, rotations, gates and
+the making of NABLA's map are bytes. Numbers are for one row of a batch: guidance doubles them.
+Letters: S visual tokens, L text tokens, D width, F feed-forward width, N heads, Q blocks per head.
 """
 
 from __future__ import annotations
@@ -13,6 +13,15 @@ from .config import DiTConfig
 
 OPERATIONS_PER_PRODUCT = 2
 """A multiplication and an addition."""
+PASSES = 41
+"""Times that a block reads or writes a tensor as large as the stream, where each of its operations
+reads its input and writes its result once: 21 in self-attention, 13 in attention to text, 7 in the
+feed-forward layers beside their hidden layer. Norm and modulation, norm and rotation, gate and
+sum, layer and GELU are one operation each."""
+SPARSE_PASSES = 8
+"""More of them with NABLA: queries, keys and values in the order of tiles, and their means."""
+INDEX = 8
+"""Bytes of a place in a sorted row."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +100,57 @@ def step_cost(
         OPERATIONS_PER_PRODUCT * cross,
         count_parameters(config),
     )
+
+
+@dataclass(frozen=True)
+class StepTraffic:
+    """Bytes that one call moves between the device's memory and its processors."""
+
+    weights: float
+    """Every parameter once."""
+    activations: float
+    """Input and result of every operation of the visual blocks, once."""
+    maps: float
+    """Making NABLA's maps."""
+    gathers: float
+    """Kept keys and values, once for every block of queries: what is moved where no two blocks of
+    queries share a read. Caches save a part of it; dense kernels share nearly all."""
+
+    @property
+    def least(self) -> float:
+        """All but the gathers."""
+        return self.weights + self.activations + self.maps
+
+
+def step_traffic(
+    config: DiTConfig,
+    tokens: int,
+    *,
+    density: float = 1.0,
+    block_size: int | None = None,
+    item: int = 2,
+) -> StepTraffic:
+    """Count the bytes of one call.
+
+    Args:
+        config: Of the network.
+        tokens: Visual tokens S.
+        density: Share of blocks that NABLA keeps, in [0, 1].
+        block_size: Visual tokens of one of NABLA's blocks; None is dense attention.
+        item: Bytes of a number.
+
+    Returns:
+        The counts.
+    """
+    layers, stream = config.num_visual_blocks, tokens * config.model_dim * item
+    weights = item * count_parameters(config)
+    activations = layers * (PASSES * stream + 2 * tokens * config.ff_dim * item)
+    if block_size is None:
+        return StepTraffic(weights, activations, 0.0, 0.0)
+    activations += layers * SPARSE_PASSES * stream
+    blocks = tokens // block_size
+    # products, their scaling, softmax, sums and comparison; places and marks of the scatter
+    entry = 8 * item + 1 + INDEX + 2
+    entry += item * 2 * (item + INDEX)  # a radix sort, a byte of the number at a time
+    maps = layers * config.num_heads * blocks**2 * entry
+    return StepTraffic(weights, activations, maps, layers * density * blocks * 2 * stream)

@@ -19,9 +19,18 @@ import torch
 from .attention import Nabla
 from .config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from .costs import count_block_parameters, count_parameters, step_cost
-from .models import ImageVAE, TilePlan, VideoVAE, call_bytes, plan_bytes, plan_tiles
+from .models import (
+    ImageVAE,
+    TilePlan,
+    VideoVAE,
+    cache_bytes,
+    call_bytes,
+    plan_bytes,
+    plan_tiles,
+)
 from .plan_text import TextSize
 from .settings import Task
+from .shapes import Geometry, pixel_shape
 
 GIB = 2**30
 FP32 = 4
@@ -68,6 +77,8 @@ class Job:
     """Sparse attention, None for dense."""
     density: float = 1.0
     """Share of blocks that it keeps."""
+    cached: bool = False
+    """Whether MagCache keeps what the blocks did, of each prompt."""
     device_type: str = "cuda"
     """Where it runs, as torch names it."""
 
@@ -82,6 +93,12 @@ class Job:
         if self.compute is not None:
             return self.compute
         return torch.bfloat16 if self.dtype.itemsize == 1 else self.dtype
+
+    @property
+    def frames_bytes(self) -> int:
+        """Of all frames in fp32, which stay in main memory for the node after the decoder."""
+        shape = pixel_shape(self.latent_thw, Geometry.of(self.config, self.vae))
+        return self.batch * 3 * FP32 * shape.num_frames * shape.height * shape.width
 
     @property
     def operations(self) -> float:
@@ -149,6 +166,22 @@ class Plan:
         """Bytes without which the job does not run."""
         return self.peak(self.bounding)
 
+    @property
+    def main_memory(self) -> int:
+        """Bytes of main memory that a job takes beside its device, at most; 0 on the CPU.
+
+        They are the weights that wait there while others work, and the frames once decoded.
+        """
+        if self.job.device_type == "cpu":
+            return 0
+        return max(
+            self.all_weights
+            - self.weights(stage)
+            + self.job.frames_bytes * (stage.direction == "decode")
+            for stage in self.stages
+            if stage.needed
+        )
+
     def with_tiles(self, memory: int) -> Plan:
         """The same with as large tiles as the autoencoder finds room for in so many bytes."""
         stages = (
@@ -214,6 +247,11 @@ def sampling_bytes(job: Job, prompts: int) -> int:
     cells = math.prod(job.latent_thw)
     given = rows * job.config.input_channels * cells * job.compute_dtype.itemsize
     given += SAMPLER_TENSORS * job.batch * job.config.latent_channels * cells * FP32
+    if job.cached:
+        residuals = job.batch * (2 if job.guided else 1)
+        given += cache_bytes(
+            job.config, job.tokens, rows=rows, residuals=residuals, dtype=job.compute_dtype
+        )
     return given + call_bytes(
         job.config,
         job.tokens,

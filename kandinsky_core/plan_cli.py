@@ -48,7 +48,16 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--density", type=float, help="share of blocks that NABLA keeps (default: 0.4)"
     )
-    command.add_argument("--memory", type=float, metavar="GIB", help="what is free")
+    command.add_argument(
+        "--magcache", action="store_true", help="keep what MagCache needs of each prompt"
+    )
+    command.add_argument("--memory", type=float, metavar="GIB", help="what is free on the device")
+    command.add_argument(
+        "--main-memory",
+        type=float,
+        metavar="GIB",
+        help="what is free of main memory, where weights wait (with --memory)",
+    )
     command.add_argument(
         "--all", action="store_true", help="the whole family on cards of 8 to 80 GB, as Markdown"
     )
@@ -61,7 +70,6 @@ def run_plan(args: argparse.Namespace) -> None:
     import torch
 
     from .files import atomic_write
-    from .plan import GIB
     from .plan_jobs import Request, make_job, smaller_sizes
     from .plan_report import describe, markdown
 
@@ -75,8 +83,9 @@ def run_plan(args: argparse.Namespace) -> None:
             part.write_text(markdown(), encoding="utf-8")
         sys.stdout.write(f"{args.report}\n")
         return
-    if args.memory is not None and not args.memory > 0:
-        raise ValueError(f"--memory is {args.memory}: give GiB, more than 0")
+    memory, main = _bytes("--memory", args.memory), _bytes("--main-memory", args.main_memory)
+    if main is not None and memory is None:
+        raise ValueError("--main-memory depends on the device: give --memory with it")
     dtypes = {name: getattr(torch, of_torch) for name, of_torch in DTYPES.items()}
     job, settings = make_job(
         Request(
@@ -91,10 +100,18 @@ def run_plan(args: argparse.Namespace) -> None:
             dtypes[args.vae_dtype],
             args.attention,
             args.density,
+            args.magcache,
         )
     )
-    memory = None if args.memory is None else int(args.memory * GIB)
-    sys.stdout.write(describe(job, memory, smaller_sizes(job, settings)) + "\n")
+    sys.stdout.write(describe(job, memory, smaller_sizes(job, settings), main) + "\n")
+
+
+def _bytes(option: str, gib: float | None) -> int | None:
+    from .plan import GIB
+
+    if gib is not None and not gib > 0:
+        raise ValueError(f"{option} is {gib}: give GiB, more than 0")
+    return None if gib is None else int(gib * GIB)
 
 
 def _size(text: str) -> Size:

@@ -56,20 +56,22 @@ class Request:
     """Dense or NABLA."""
     density: float | None = None
     """Share of blocks that NABLA keeps, in [0, 1]."""
+    cached: bool = False
+    """Whether MagCache is on."""
 
 
 def make_job(request: Request) -> tuple[Job, SamplingSettings]:
     """Turn a request into a job.
 
     Returns:
-        The job, and the settings of the checkpoint at its size.
+        The job, and the checkpoint's settings, from its smallest size class up.
 
     Raises:
         ValueError: There is no such model, it does not do the task, or the size does not fit.
     """
-    variant, config, settings, task, stored = _model(request)
-    height, width = request.size or settings.default_size
-    settings = settings.for_size(height, width)
+    variant, config, root, task, stored = _model(request)
+    height, width = request.size or root.default_size
+    settings = root.for_size(height, width)
     if request.attention is not None:
         settings = replace(settings, attention=request.attention)
     nabla: Nabla | None = nabla_for(settings)
@@ -94,8 +96,9 @@ def make_job(request: Request) -> tuple[Job, SamplingSettings]:
         vae_dtype=request.vae_dtype,
         nabla=nabla,
         density=density,
+        cached=request.cached,
     )
-    return job, settings
+    return job, root
 
 
 def text_size(config: DiTConfig, task: Task, dtype: torch.dtype, size: Size) -> TextSize:
@@ -118,7 +121,12 @@ def shape_of(job: Job) -> VideoShape:
 
 
 def smaller_sizes(job: Job, settings: SamplingSettings) -> tuple[Size, ...]:
-    """Latent cells (h, w) of the sizes that a checkpoint was made for."""
+    """Latent cells (h, w) of the sizes that a checkpoint was made for.
+
+    Args:
+        job: Of that checkpoint.
+        settings: From its smallest size class up.
+    """
     _, space_h, space_w = Geometry.of(job.config, job.vae).compression_thw
     return tuple((height // space_h, width // space_w) for height, width in settings.all_sizes)
 

@@ -18,6 +18,7 @@ from .plan import (
     Stage,
     best_plan,
     plan_job,
+    sampling_bytes,
     shorter_that_fits,
     smaller_that_fits,
 )
@@ -55,6 +56,12 @@ INTRODUCTION = (
     "autoencoder works in tiles of the size that fits. It is in bf16; the column *weights* is",
     "about the transformer and the text encoders.",
     "",
+    "In brackets: GiB of main memory that the job then needs beside the system and Python, for the",
+    "weights that wait there and, after the decode, for the frames in fp32 (*Decode to Video* does",
+    "without those). Weights that are used in the dtype of their file are read through a memory",
+    "map, so with less main memory they are read from disk again and again; those that are",
+    "converted or unpacked while they are loaded must fit, or the system swaps.",
+    "",
 )
 STAGES = (
     "",
@@ -62,7 +69,9 @@ STAGES = (
     "",
     "In GiB: weights of the model that works, and after the plus everything else at the peak. VAE",
     "decode: from the smallest tiles to one piece, which has no seams. *Least* is the stage that",
-    "needs most where blocks are streamed and tiles are smallest.",
+    "needs most where blocks are streamed and tiles are smallest. *MagCache* is what it adds to",
+    "sampling: the residuals of both prompts, and the blocks' input. *Main memory*: with one model",
+    "at a time.",
     "",
 )
 
@@ -82,13 +91,19 @@ PRECISIONS = (("bf16", torch.bfloat16), ("fp8", torch.float8_e4m3fn))
 """Weights of the transformer and of the text encoders."""
 
 
-def describe(job: Job, memory: int | None = None, sizes: Sequence[Size] = ()) -> str:
+def describe(
+    job: Job,
+    memory: int | None = None,
+    sizes: Sequence[Size] = (),
+    main: int | None = None,
+) -> str:
     """A job's stages as a table, and what fits.
 
     Args:
         job: What is to be made.
         memory: Bytes that are free; None leaves the verdict out.
         sizes: Latent cells (h, w) to suggest where the job does not fit.
+        main: Bytes of main memory that are free, if that is known.
 
     Returns:
         Lines for a fixed-width font.
@@ -103,25 +118,48 @@ def describe(job: Job, memory: int | None = None, sizes: Sequence[Size] = ()) ->
         cells = [stage.weights, stage.tensors, stage.library]
         cells += [plan.peak(plan.stages[number]) for plan in plans]
         lines.append(_row(stage.name, *(f"{cell / GIB:.2f}" for cell in cells)))
+    if job.device_type != "cpu":
+        waiting = (plan.main_memory / GIB for plan in plans)
+        lines.append(_row("main memory", "", "", "", *(f"{cell:.2f}" for cell in waiting)))
     if memory is not None:
         lines.append("")
         if fitting is not None:
             lines += [_tiles(stage) for stage in chosen.stages if stage.tiling is not None]
-        lines.append(verdict(job, memory, sizes))
+        lines.append(verdict(job, memory, sizes, main))
     return "\n".join(lines)
 
 
-def verdict(job: Job, memory: int, sizes: Sequence[Size] = ()) -> str:
+def fits(job: Job, memory: int, main: int | None = None) -> bool:
+    """Whether a job fits its device and, where it is known, main memory.
+
+    Args:
+        job: What is to be made.
+        memory: Bytes that are free on the device.
+        main: Bytes of main memory that are free.
+    """
+    plan = best_plan(job, memory)
+    return plan is not None and (main is None or plan.main_memory <= main)
+
+
+def verdict(job: Job, memory: int, sizes: Sequence[Size] = (), main: int | None = None) -> str:
     """One sentence: whether a job fits, how, and what bounds it.
 
     Args:
         job: What is to be made.
         memory: Bytes that are free.
         sizes: Latent cells (h, w) to suggest where it does not fit.
+        main: Bytes of main memory that are free, if that is known.
     """
     plan = best_plan(job, memory)
     if plan is not None:
-        return f"fits {_gib(memory)} {_how(plan, memory)}."
+        device = f"fits {_gib(memory)} {_how(plan, memory)}"
+        waiting = plan.main_memory
+        if main is not None and waiting > main:
+            return (
+                f"does not fit main memory: {_gib(waiting)} of weights and frames wait there and "
+                f"{_gib(main)} are free; the device {device}; use weights of fewer bits."
+            )
+        return f"{device}" + f"; {_gib(waiting)} wait in main memory" * (waiting > 0) + "."
     least = plan_job(job, "streamed")
     sentence = (
         f"does not fit {_gib(memory)}: {least.bounding.name} needs "
@@ -131,8 +169,8 @@ def verdict(job: Job, memory: int, sizes: Sequence[Size] = ()) -> str:
     shapes = [shape_of(plan.job) for plan in smaller if plan is not None]
     if not shapes:
         return f"{sentence}, and nothing smaller fits; use weights of fewer bits."
-    fits = " or ".join(f"{each.num_frames} frames of {each.height}x{each.width}" for each in shapes)
-    return f"{sentence}; what fits: {fits}."
+    words = (f"{each.num_frames} frames of {each.height}x{each.width}" for each in shapes)
+    return f"{sentence}; what fits: {' or '.join(words)}."
 
 
 def markdown() -> str:
@@ -146,16 +184,23 @@ def _cards() -> list[str]:
         "|---|---|" + "---|" * len(CARDS),
     ]
     for name, precision, job in _jobs():
-        plans = (best_plan(job, int((card - TAKEN) * GIB)) for card in CARDS)
-        cells = (MARKS[plan.offload] if plan else "no" for plan in plans)
+        cells = []
+        for card in CARDS:
+            plan = best_plan(job, int((card - TAKEN) * GIB))
+            cells.append(_cell(plan) if plan else "no")
         lines.append(f"| {name} | {precision} | {' | '.join(cells)} |")
     return lines
 
 
+def _cell(plan: Plan) -> str:
+    return f"{MARKS[plan.offload]} ({plan.main_memory / GIB:.0f})"
+
+
 def _needs() -> list[str]:
     lines = [
-        "| | weights | text encoding | sampling | both prompts at once | VAE decode | least |",
-        "|---|---|---|---|---|---|---|",
+        "| | weights | text encoding | sampling | both prompts at once | MagCache | VAE decode "
+        "| least | main memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, precision, job in _jobs():
         plan = plan_job(job)
@@ -166,11 +211,14 @@ def _needs() -> list[str]:
             for stage in (shown["text encoding"], shown["sampling"], shown[BOTH_PROMPTS])
         ]
         decode = plan.stages[-1]
+        cached = sampling_bytes(replace(job, cached=True), 1) - sampling_bytes(job, 1)
+        cells.append(f"{cached / GIB:.1f}")
         cells.append(
             f"{decode.weights / GIB:.1f} + {decode.work / GIB:.1f} to {whole.work / GIB:.1f}"
         )
         least = plan_job(job, "streamed")
         cells.append(f"{least.needed / GIB:.1f}, {least.bounding.name}")
+        cells.append(f"{plan.main_memory / GIB:.1f}")
         lines.append(f"| {name} | {precision} | {' | '.join(cells)} |")
     return lines
 
@@ -204,11 +252,12 @@ def _headline(job: Job) -> str:
     attention = "dense attention" if job.nabla is None else f"NABLA at {job.density:.0%} density"
     frames = f", {shape.num_frames} frames" * (shape.num_frames > 1)
     weights, vae = (str(dtype).removeprefix("torch.") for dtype in (job.dtype, job.vae_dtype))
+    also = " with guidance" * job.guided + " and MagCache" * job.cached
     return (
         f"{job.task}: {shape.height}x{shape.width}{frames}"
         + f", batch of {job.batch}" * (job.batch > 1)
         + f": {job.tokens:,} tokens, {attention}, weights {weights}, VAE {vae}; {job.num_steps} "
-        f"steps{' with guidance' if job.guided else ''}: {job.operations / 1e15:,.3g} PFLOP"
+        f"steps{also}: {job.operations / 1e15:,.3g} PFLOP"
     )
 
 

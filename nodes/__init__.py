@@ -6,7 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import host
 from .continuing import ExtendVideo, FirstLastFrame
-from .decode import Decode
+from .decode import Decode, DecodeVideo
 from .editing import EditImage, FitImage
 from .expand import ExpandPrompt
 from .latents import EmptyLatent, ImageToVideo, NormalizeFirstFrames
@@ -47,6 +47,7 @@ NODES: list[type[io.ComfyNode]] = [
     ExtendVideo,
     FirstLastFrame,
     PlanMemory,
+    DecodeVideo,
 ]
 
 

@@ -5,6 +5,8 @@ Letters: B batch, C channels, F frames, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -38,10 +40,26 @@ def to_unit_range(image: Tensor) -> Tensor:
     return rearrange(image, "b h w c -> b c h w") * 2 - 1
 
 
-def pixels_to_image(pixels: Tensor) -> Tensor:
-    """Pixels (B, 3, F, H, W) in [-1, 1] -> IMAGE (B F, H, W, 3) in 0..1, fp32 on the CPU."""
-    image = rearrange(pixels, "b c f h w -> (b f) h w c")
-    return (image.to("cpu", torch.float32) + 1).div_(2).clamp_(0, 1)
+def pixels_to_image(chunks: Iterable[Tensor], num_frames: int) -> Tensor:
+    """Pixels as they come -> one IMAGE, whose memory is taken once.
+
+    Args:
+        chunks: Pixels (1, 3, f, H, W), about [-1, 1], of one size.
+        num_frames: In all, F.
+
+    Returns:
+        IMAGE (F, H, W, 3) in 0..1, fp32 on the CPU.
+    """
+    image, done = torch.empty(0), 0
+    for chunk in chunks:
+        frames = rearrange(chunk, "1 c f h w -> f h w c")
+        if not done:
+            image = torch.empty(num_frames, *frames.shape[1:], dtype=torch.float32)
+        part = image[done : done + len(frames)]
+        part.copy_(frames).add_(1).div_(2).clamp_(0, 1)
+        done += len(frames)
+    assert done == num_frames, (done, num_frames)
+    return image
 
 
 def frames_to_image(*frames: np.ndarray) -> Tensor:

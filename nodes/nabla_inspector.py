@@ -225,8 +225,8 @@ def _pictures(latent: dict[str, Any], vae: Any, ours: bool) -> np.ndarray:
     if vae is None:
         return np.full((count, *host.pixel_size(samples), 3), 160, np.uint8)
     if ours:
-        chunks = host.decode_frames(vae, {**latent, "samples": samples}, 0.0)
-        image = torch.cat([pixels_to_image(chunk) for chunk in chunks])
+        stream = host.decode_frames(vae, {**latent, "samples": samples}, 0.0)
+        image = pixels_to_image(stream.chunks, stream.num_frames)
     else:
         image = vae.decode(samples).flatten(0, -4)  # (1, F, H, W, 3) or (F, H, W, 3)
     frames = (image * 255).round().to(torch.uint8).cpu().numpy()

@@ -7,9 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..kandinsky_core.plan import GIB, best_plan
+from ..kandinsky_core.plan import GIB
 from ..kandinsky_core.plan_jobs import smaller_sizes
-from ..kandinsky_core.plan_report import describe, verdict
+from ..kandinsky_core.plan_report import describe, fits, verdict
 from . import host
 from .latents import empty_latent, size_inputs
 
@@ -33,7 +33,7 @@ class PlanMemory(io.ComfyNode):
                 io.Boolean.Input(
                     "guidance",
                     default=True,
-                    tooltip="Whether cfg is above 1, so that a negative prompt is run too.",
+                    tooltip="Whether a negative prompt is run too, where cfg is not 1.",
                 ),
                 io.Float.Input(
                     "memory_gb",
@@ -61,6 +61,27 @@ class PlanMemory(io.ComfyNode):
                     optional=True,
                     tooltip="For its dtype; without it the model's usual one is taken.",
                 ),
+                io.Float.Input(
+                    "cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="At 1 no negative prompt is run; 0 takes the checkpoint's.",
+                ),
+                io.Float.Input(
+                    "main_memory_gb",
+                    default=0.0,
+                    min=0.0,
+                    max=4096.0,
+                    step=0.5,
+                    optional=True,
+                    tooltip=(
+                        "GiB of main memory for weights that wait beside the device; 0 takes what "
+                        "is free."
+                    ),
+                ),
             ],
             outputs=[
                 io.String.Output("report", display_name="report"),
@@ -81,17 +102,20 @@ class PlanMemory(io.ComfyNode):
         latent: dict[str, Any] | None = None,
         clip: Any = None,
         vae: Any = None,
+        cfg: float = 0.0,
+        main_memory_gb: float = 0.0,
     ) -> io.NodeOutput:
         info = host.model_info(model)
         if latent is None:
             if host.makes_images_only(model):
                 length = 1
             latent = empty_latent(width, height, length, 1, info.config.latent_channels)
-        job = host.make_job(model, latent, clip=clip, vae=vae, guided=guidance)
+        guided = guidance and (cfg or host.settings_for(model, latent).guidance_scale) != 1
+        job = host.make_job(model, latent, clip=clip, vae=vae, guided=guided)
         memory = int(memory_gb * GIB) or host.free_memory(model)
-        sizes = smaller_sizes(job, host.settings_for(model, latent))
-        report = describe(job, memory, sizes)
-        fits = best_plan(job, memory) is not None
-        if not fits:
-            logging.warning("Kandinsky 5: this job %s", verdict(job, memory, sizes))
-        return io.NodeOutput(report, fits, ui=ui.PreviewText(report))
+        main = int(main_memory_gb * GIB) or host.free_main_memory(model, clip, vae)
+        sizes = smaller_sizes(job, host.settings_for(model, None))
+        report, fit = describe(job, memory, sizes, main), fits(job, memory, main)
+        if not fit:
+            logging.warning("Kandinsky 5: this job %s", verdict(job, memory, sizes, main))
+        return io.NodeOutput(report, fit, ui=ui.PreviewText(report))

@@ -1,7 +1,7 @@
 """The networks: CrossDiT and the two autoencoders."""
 
 from .dit import AroundBlock, AroundBlocks, CrossDiT
-from .dit_memory import call_bytes
+from .dit_memory import cache_bytes, call_bytes
 from .latent_space import to_model_space, to_vae_space
 from .ops import Ops, TorchOps
 from .tiling import TilePlan, plan_bytes, plan_tiles
@@ -18,6 +18,7 @@ __all__ = [
     "TilePlan",
     "TorchOps",
     "VideoVAE",
+    "cache_bytes",
     "call_bytes",
     "plan_bytes",
     "plan_tiles",

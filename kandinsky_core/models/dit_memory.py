@@ -76,6 +76,24 @@ def call_bytes(
     return max(moments) + rope + text + vectors + _window(tokens, nabla)
 
 
+def cache_bytes(
+    config: DiTConfig, tokens: int, *, rows: int, residuals: int, dtype: torch.dtype
+) -> int:
+    """Count what a cache of the blocks' results (`caching/`) keeps beside a call.
+
+    Args:
+        config: Of the network.
+        tokens: Visual tokens S.
+        rows: Of the call; the input of its first block stays until the last.
+        residuals: Rows whose last result stays: those of all prompts of a step.
+        dtype: The large matrices compute in.
+
+    Returns:
+        Bytes.
+    """
+    return (rows + residuals) * tokens * config.model_dim * dtype.itemsize
+
+
 def _attention(
     config: DiTConfig,
     tokens: int,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -33,8 +34,16 @@ class Tile(NamedTuple):
     width: Span
 
 
-class _TileTooLargeError(Exception):
+class _ShortageError(Exception):
     """Memory ran out; the cause is the error that said so."""
+
+
+class _TileTooLargeError(_ShortageError):
+    """In the network."""
+
+
+class _SpanTooLongError(_ShortageError):
+    """Where whole frames are put together; smaller tiles leave those as large as they are."""
 
 
 def run_tiles(
@@ -44,6 +53,9 @@ def run_tiles(
     on_tile: OnTile | None = None,
 ) -> Iterator[Tensor]:
     """Run every tile of a plan; where memory runs out, go on with smaller tiles.
+
+    Smaller in space first where the network ran out of it, in time first where the frames that
+    are put together did.
 
     Args:
         run: Gives the output (B, C, f, H, W) of a tile.
@@ -60,9 +72,11 @@ def run_tiles(
     while index < len(plan.time):
         total = finished + (len(plan.time) - index) * plan.tiles_per_span
         try:
-            chunk = _run_span(run, plan, index, factor_thw, on_tile, finished, total)
-        except _TileTooLargeError as error:
-            smaller = plan.shrink(index)
+            with _telling(_SpanTooLongError):
+                chunk = _run_span(run, plan, index, factor_thw, on_tile, finished, total)
+                chunk, rest = _join_in_time(chunk, tail, plan, index, factor_t)
+        except _ShortageError as error:
+            smaller = plan.shrink(index, time_first=isinstance(error, _SpanTooLongError))
             if smaller is None:
                 raise error.__cause__ from None  # type: ignore[misc]
             logger.warning(
@@ -73,19 +87,24 @@ def run_tiles(
             )
             plan = smaller
             continue
-        if tail is not None:
-            shared = tail.shape[2]
-            ramp = torch.arange(shared, device=chunk.device, dtype=chunk.dtype) / shared
-            chunk[:, :, :shared] = torch.lerp(tail, chunk[:, :, :shared], ramp.view(-1, 1, 1))
-        if index + 1 < len(plan.time):
-            keep = _first_frame(plan.time[index + 1], factor_t) - _first_frame(
-                plan.time[index], factor_t
-            )
-            tail = chunk[:, :, keep:].clone()
-            chunk = chunk[:, :, :keep]
+        tail = rest
         index += 1
         finished += plan.tiles_per_span
         yield chunk
+
+
+def _join_in_time(
+    chunk: Tensor, tail: Tensor | None, plan: TilePlan, index: int, factor_t: int
+) -> tuple[Tensor, Tensor | None]:
+    """Fade a span in over the end of the span before, and keep its own end back for the next."""
+    if tail is not None:
+        shared = tail.shape[2]
+        ramp = torch.arange(shared, device=chunk.device, dtype=chunk.dtype) / shared
+        chunk[:, :, :shared] = torch.lerp(tail, chunk[:, :, :shared], ramp.view(-1, 1, 1))
+    if index + 1 == len(plan.time):
+        return chunk, None
+    keep = _first_frame(plan.time[index + 1], factor_t) - _first_frame(plan.time[index], factor_t)
+    return chunk[:, :, :keep], chunk[:, :, keep:].clone()
 
 
 def _cells(plan: TilePlan) -> str:
@@ -118,7 +137,8 @@ def _run_span(
         zip(plan.width, _overlaps(plan.width), strict=True),
     )
     for count, ((height, shared_h), (width, shared_w)) in enumerate(tiles, start=finished + 1):
-        part = _guarded(run, Tile(time, height, width))
+        with _telling(_TileTooLargeError):
+            part = run(Tile(time, height, width))
         if time.start:
             part = part[:, :, 1:]
         if plan.tiles_per_span == 1:
@@ -156,12 +176,14 @@ def _fade(length: int, lead: int, trail: int, *, like: Tensor) -> Tensor:
     return weights
 
 
-def _guarded(run: Callable[[Tile], Tensor], tile: Tile) -> Tensor:
+@contextmanager
+def _telling(kind: type[_ShortageError]) -> Iterator[None]:
+    """Turn any error that says that memory ran out into one of a kind."""
     try:
-        return run(tile)
+        yield
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise _TileTooLargeError from error
+            raise kind from error
         raise
 
 

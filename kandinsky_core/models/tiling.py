@@ -117,21 +117,29 @@ class TilePlan:
         )
         return time, height, width
 
-    def shrink(self, index: int) -> TilePlan | None:
+    def shrink(self, index: int, *, time_first: bool = False) -> TilePlan | None:
         """A plan with tiles half as large from span of time `index` on.
 
-        Space is divided before time.
+        Args:
+            index: The first span that may change.
+            time_first: Whether time is divided before space.
 
         Returns:
             The plan, or None if the tiles are as small as they may be.
         """
+        space, time = self._shrink_space(), self._shrink_time(index)
+        return (time or space) if time_first else (space or time)
+
+    def _shrink_space(self) -> TilePlan | None:
         _, height, width = self.largest_thw
-        smallest = MIN_SPACE_STRIDE + SPACE_OVERLAP
-        if max(height, width) > smallest:
-            axis = "height" if height >= width else "width"
-            size, tile = getattr(self, axis)[-1].stop, max(height, width)
-            stride = max(MIN_SPACE_STRIDE, math.ceil(tile / 2) - SPACE_OVERLAP)
-            return replace(self, **{axis: _stride_over(size, stride + SPACE_OVERLAP, stride)})
+        if max(height, width) <= MIN_SPACE_STRIDE + SPACE_OVERLAP:
+            return None
+        axis = "height" if height >= width else "width"
+        size, tile = getattr(self, axis)[-1].stop, max(height, width)
+        stride = max(MIN_SPACE_STRIDE, math.ceil(tile / 2) - SPACE_OVERLAP)
+        return replace(self, **{axis: _stride_over(size, stride + SPACE_OVERLAP, stride)})
+
+    def _shrink_time(self, index: int) -> TilePlan | None:
         groups = _groups(self.time)
         rest = groups[index]
         smallest = MIN_TIME_STRIDE + TIME_OVERLAP

@@ -81,7 +81,8 @@ class Autoencoder(nn.Module):
             part = pixels[:, :, frames, rows, columns].to(self.dtype)
             return self.encode_tile(part).to(pixels.dtype)
 
-        parameters = _join(run_tiles(run, plan, (1, 1, 1), on_tile))  # (B, 2C, T, h, w)
+        chunks = run_tiles(run, plan, (1, 1, 1), on_tile)
+        parameters = _join(chunks, grid[0])  # (B, 2C, T, h, w)
         mean, logvar = parameters.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
@@ -182,9 +183,10 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: The shape does not fit, or the budget is too small.
         """
-        return _join(
-            self.decode_frames(latents, tiling=tiling, memory_budget=memory_budget, on_tile=on_tile)
+        chunks = self.decode_frames(
+            latents, tiling=tiling, memory_budget=memory_budget, on_tile=on_tile
         )
+        return _join(chunks, (latents.shape[2] - 1) * compression_thw(self.config)[0] + 1)
 
     def _plan(
         self, batch_thw: tuple[int, ...], budget: int | None, direction: Direction
@@ -212,6 +214,16 @@ class Autoencoder(nn.Module):
         return (frames - 1) // time + 1, height // space, width // space
 
 
-def _join(chunks: Iterator[Tensor]) -> Tensor:
-    parts = list(chunks)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+def _join(chunks: Iterator[Tensor], length: int) -> Tensor:
+    """Put chunks (B, C, f, H, W) into one tensor of `length` frames, without a second copy."""
+    out: Tensor | None = None
+    start = 0
+    for chunk in chunks:
+        if chunk.shape[2] == length:
+            return chunk
+        if out is None:
+            out = chunk.new_empty(*chunk.shape[:2], length, *chunk.shape[3:])
+        out[:, :, start : start + chunk.shape[2]] = chunk
+        start += chunk.shape[2]
+    assert out is not None and start == length, (start, length)
+    return out

@@ -11,7 +11,17 @@ from .caching import measure_ratios, with_magcache
 from .chosen import chosen_before, with_settings
 from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen, task_of
 from .expand import expand_prompt
-from .files import NANO, NANO_EDIT, Folder, choices, find_name, locate, ratio_names, ratios_path
+from .files import (
+    NANO,
+    NANO_EDIT,
+    Folder,
+    choices,
+    find_name,
+    locate,
+    ratio_names,
+    ratios_path,
+    temporary_file,
+)
 from .foreign import with_foreign_nabla, without_foreign_nabla
 from .inputs import fingerprint_input, input_texts, read_input_text
 from .latents import SPACE, pixel_size
@@ -28,7 +38,7 @@ from .model import (
 )
 from .model_load import WEIGHT_DTYPES, load_model
 from .native_blocks import with_native_blocks
-from .plan import free_memory, make_job
+from .plan import free_main_memory, free_memory, make_job
 from .routes import add_routes
 from .run import set_conditioning, show_text
 from .sampling import native_sigmas, sample_latents, sampling_shift
@@ -68,6 +78,7 @@ __all__ = [
     "find_name",
     "fingerprint_input",
     "fingerprint_vision",
+    "free_main_memory",
     "free_memory",
     "input_texts",
     "is_kandinsky",
@@ -91,6 +102,7 @@ __all__ = [
     "show_text",
     "space_name",
     "task_of",
+    "temporary_file",
     "to_model_space",
     "to_vae_space",
     "with_attention",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import comfy.patcher_extension
@@ -212,11 +212,35 @@ def _with_cache(
         report(run, cache)
         return samples
 
+    def around_preparing(
+        executor: Any,
+        patcher: ModelPatcher,
+        noise_shape: Sequence[int],
+        conds: Mapping[str, Any],
+        *others: Any,
+        **named: Any,
+    ) -> Any:
+        # the host counts beforehand, where it knows the network alone, what to keep free
+        patcher.model.cached_rows = noise_shape[0] * len(conds)
+        try:
+            return executor(patcher, noise_shape, conds, *others, **named)
+        finally:
+            patcher.model.cached_rows = 0
+
     patched = model.clone()
-    kind = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
-    patched.remove_wrappers_with_key(kind, KEY)
-    patched.add_wrapper_with_key(kind, KEY, around_sampling)
+    kinds = comfy.patcher_extension.WrappersMP
+    for kind, wrapper in (
+        (kinds.SAMPLER_SAMPLE, around_sampling),
+        (kinds.PREPARE_SAMPLING, around_preparing),
+    ):
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
     return patched
+
+
+def has_cache(model: ModelPatcher) -> bool:
+    """Whether a MODEL has a cache of its blocks' results."""
+    return bool(model.get_wrappers(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY))
 
 
 def _unlike_calibration(guider: Any, sampler: Any, sigmas: list[float]) -> str | None:

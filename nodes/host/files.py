@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import uuid
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +75,14 @@ def find_name(folder: Folder, stem: str) -> str:
         if Path(name).name.removesuffix(".safetensors") == stem:
             return name
     return f"{stem}.safetensors"
+
+
+def temporary_file(name: str) -> Path:
+    """A new path like `name` in the folder that ComfyUI empties when it starts."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(name)
+    return folder / f"kandinsky5_{path.stem}_{uuid.uuid4().hex}{path.suffix}"
 
 
 def ratio_names() -> list[str]:

@@ -25,7 +25,7 @@ from ...kandinsky_core.attention import Attend, Nabla
 from ...kandinsky_core.checkpoint import CheckpointInfo
 from ...kandinsky_core.config import DiTConfig
 from ...kandinsky_core.flow import VisualCondition
-from ...kandinsky_core.models import AroundBlock, AroundBlocks, CrossDiT, call_bytes
+from ...kandinsky_core.models import AroundBlock, AroundBlocks, CrossDiT, cache_bytes, call_bytes
 from ...kandinsky_core.settings import SamplingSettings
 from .attention import chosen_attention, through_override
 from .caching import around_blocks
@@ -147,6 +147,8 @@ class Kandinsky5(comfy.model_base.BaseModel):
         self.model_sampling = FlowSampling(model_config)
         self.info = info
         self.space = space
+        self.cached_rows = 0
+        """Rows whose last result a cache will keep; set while the host counts memory."""
         self._foreign_text_named = False
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
@@ -244,13 +246,14 @@ class Kandinsky5(comfy.model_base.BaseModel):
     ) -> float:
         """Bytes of tensors at the peak of one call on `input_shape`."""
         config, (batch, _, *grid) = self.info.config, input_shape
-        return call_bytes(
-            config,
-            math.prod(grid) // config.patch_volume,
-            batch=batch,
-            dtype=self.manual_cast_dtype or self.get_dtype(),
-            stored=self.get_dtype(),
-        )
+        tokens, dtype = math.prod(grid) // config.patch_volume, self.get_dtype()
+        compute = self.manual_cast_dtype or dtype
+        needed = call_bytes(config, tokens, batch=batch, dtype=compute, stored=dtype)
+        if self.cached_rows:
+            needed += cache_bytes(
+                config, tokens, rows=batch, residuals=self.cached_rows, dtype=compute
+            )
+        return needed
 
 
 def is_kandinsky(model: ModelPatcher) -> bool:

@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
+import psutil
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...kandinsky_core.plan import Job
 from ...kandinsky_core.plan_jobs import USUAL_DENSITY, text_size
 from .attention import chosen_attention
+from .caching import has_cache
 from .model import model_info, settings_for
 from .vae import VAE
 
@@ -62,6 +64,7 @@ def make_job(
         vae_dtype=_vae_dtype(model) if vae is None else vae.vae_dtype,
         nabla=nabla,
         density=1.0 if nabla is None else USUAL_DENSITY,
+        cached=has_cache(model),
         device_type=model.load_device.type,
     )
 
@@ -78,6 +81,22 @@ def free_memory(model: ModelPatcher) -> int:
             if each.device == device and each.model is not None
         )
     return int(free)
+
+
+def free_main_memory(*parts: Any) -> int:
+    """Bytes of main memory that are free, or that weights of these parts take there already.
+
+    Args:
+        *parts: MODEL, CLIP or VAE; None is left out.
+    """
+    patchers = [getattr(part, "patcher", part) for part in parts if part is not None]
+    waiting = sum(patcher.model_size() - patcher.loaded_size() for patcher in patchers)
+    # weights that are a memory-mapped file count as free; where the system does not say how much
+    # of the process that is, all of it is taken for such
+    process = psutil.Process().memory_info()
+    held = process.rss - getattr(process, "shared", process.rss)
+    free = comfy.model_management.get_free_memory(torch.device("cpu"))
+    return int(free + min(waiting, held))
 
 
 def _vae_dtype(model: ModelPatcher) -> torch.dtype:

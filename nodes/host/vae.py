@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import comfy.model_management
 import comfy.model_patcher
@@ -272,7 +272,16 @@ def _check_video(vae: Any) -> None:
         )
 
 
-def decode_frames(vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> Iterator[Tensor]:
+class FrameStream(NamedTuple):
+    """Frames on their way."""
+
+    num_frames: int
+    """In all, of all clips."""
+    chunks: Iterator[Tensor]
+    """Pixels (1, 3, f, H, W), about [-1, 1], in order."""
+
+
+def decode_frames(vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> FrameStream:
     """Decode clip by clip, a few frames at a time, with progress and cancel on the node.
 
     Args:
@@ -280,8 +289,8 @@ def decode_frames(vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> 
         latent: LATENT of (B, C, T, h, w), or (B, C, h, w) for images.
         memory_budget_gb: GiB that the work may take, for ours; 0 uses what is free.
 
-    Yields:
-        Pixels (1, 3, f, H, W), about [-1, 1].
+    Returns:
+        The frames; the work is done while they are taken.
 
     Raises:
         ValueError: The latents are not this VAE's, or the budget is too small.
@@ -306,6 +315,12 @@ def decode_frames(vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> 
             f"{latents.shape[2]} frames; load the model's video VAE."
         )
     clips = latents if latents.ndim == 5 else latents[:, :, None]
+    step = vae.network.config.temporal_compression if vae.is_video else 1
+    num_frames = len(clips) * ((clips.shape[2] - 1) * step + 1)
+    return FrameStream(num_frames, _decoded(vae, clips, memory_budget_gb))
+
+
+def _decoded(vae: VAE, clips: Tensor, memory_budget_gb: float) -> Iterator[Tensor]:
     needed = vae.memory_used_decode(clips[:1].shape, vae.vae_dtype)
     comfy.model_management.load_models_gpu(
         [vae.patcher], memory_required=needed, force_full_load=vae.disable_offload

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kandinsky_core.attention import attend_reference
-from kandinsky_core.costs import count_parameters, step_cost
+from kandinsky_core.costs import count_parameters, step_cost, step_traffic
 from kandinsky_core.models import CrossDiT
 from kandinsky_core.variants import VARIANTS
+from tooling.environment import ROOT
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -34,6 +37,47 @@ def test_operations_are_what_torch_counts(name):
     modulation = 2 * d * t * (9 * config.num_visual_blocks + 6 * config.num_text_blocks + 2)
     once = modulation + 2 * (d * t + t * t + config.pooled_dim * t)
     assert counter.get_total_flops() == pytest.approx(cost.operations + once, rel=1e-6)
+
+
+def test_gathers_are_the_kept_keys_and_values():
+    config, blocks, size = VARIANTS["debug"], 6, 4
+    kept = torch.rand(config.num_heads, blocks, blocks) < 0.4
+    moved = 0
+    for head in range(config.num_heads):
+        for row in range(blocks):
+            keys = torch.zeros(int(kept[head, row].sum()) * size, config.head_dim)
+            moved += 2 * keys.nbytes
+    density = float(kept.double().mean())
+    traffic = step_traffic(config, blocks * size, density=density, block_size=size, item=4)
+    assert traffic.gathers == pytest.approx(config.num_visual_blocks * moved)
+
+
+def test_bytes_of_a_step():
+    config = VARIANTS["video_pro"]
+    dense = step_traffic(config, 93_696)
+    assert dense.weights == 2 * count_parameters(config)
+    assert (dense.maps, dense.gathers) == (0, 0)
+    # in bf16 a feed-forward layer's hidden values are written and read once, four widths each
+    stream = 93_696 * 4096 * 2
+    assert dense.activations == 60 * (41 + 2 * 4) * stream
+    sparse = [step_traffic(config, 93_696, density=p, block_size=64) for p in (0.1, 0.2)]
+    assert sparse[0].maps == sparse[1].maps > 60 * 32 * 1464**2 * 8
+    assert sparse[0].least == sparse[1].least > dense.least
+    assert sparse[1].gathers == pytest.approx(2 * sparse[0].gathers)
+    # tokens squared, as pairs of blocks
+    longer = step_traffic(config, 2 * 93_696, density=0.1, block_size=64)
+    assert longer.gathers == pytest.approx(4 * sparse[0].gathers)
+    assert longer.maps == 4 * sparse[0].maps
+
+
+def test_the_page_of_costs_is_up_to_date(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.costs import markdown
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+    page = ROOT / "docs" / "benchmarks" / "costs.md"
+    assert markdown() == page.read_text(encoding="utf-8")
 
 
 def test_sparse_attention_costs_its_share():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from kandinsky_core.__main__ import main
 from kandinsky_core.attention import Nabla, attend_dense, attend_gathered
 from kandinsky_core.attention.backends import gathered
+from kandinsky_core.caching import MagCache, MagRatios
 from kandinsky_core.config import DiTConfig, VideoVAEConfig
+from kandinsky_core.costs import count_parameters
 from kandinsky_core.flow import make_noise, sample, timesteps
 from kandinsky_core.guided_model import GuidedModel
 from kandinsky_core.models import (
@@ -30,7 +33,7 @@ from kandinsky_core.plan import (
     shorter_that_fits,
 )
 from kandinsky_core.plan_jobs import Request, make_job
-from kandinsky_core.plan_report import verdict
+from kandinsky_core.plan_report import fits, verdict
 from kandinsky_core.text import TextConditioning
 from kandinsky_core.variants import VAES, VARIANTS
 
@@ -95,9 +98,11 @@ def test_weights_of_8_bits_are_cast_one_at_a_time(peak_memory):
     assert counted > 1.3 * call_bytes(config, 64, text_tokens=7, dtype=compute)
 
 
+@pytest.mark.parametrize("cached", [False, True], ids=["plain", "magcache"])
 @pytest.mark.parametrize("guided", [False, True], ids=["one prompt", "guided"])
-def test_sampling_takes_what_was_counted(guided, peak_memory):
-    job, _ = make_job(Request("nano", size=(128, 128), num_frames=5, guidance=guided))
+def test_sampling_takes_what_was_counted(guided, cached, peak_memory):
+    request = Request("nano", size=(128, 128), num_frames=5, guidance=guided, cached=cached)
+    job, _ = make_job(request)
     job = replace(job, dtype=torch.float32, device_type="cpu")
     network = CrossDiT(job.config).requires_grad_(False)
     prompts = [
@@ -108,13 +113,25 @@ def test_sampling_takes_what_was_counted(guided, peak_memory):
         )
         for _ in range(2)
     ]
-    model = GuidedModel(network, *prompts, scale=3.0 if guided else 1.0, attend=attend_dense)
+    cache = MagCache(MagRatios((1.0,), (1.0,), "a test"), threshold=0.0)
+    cache.begin(2)
+    model = GuidedModel(
+        network,
+        *prompts,
+        scale=3.0 if guided else 1.0,
+        attend=attend_dense,
+        cache=cache if cached else None,
+    )
     noise = make_noise((1, 16, *job.latent_thw), seed=0)
     given = [each for prompt in prompts for each in (prompt.tokens, prompt.mask, prompt.pooled)]
     with torch.no_grad(), peak_memory(*given, *network.parameters()) as memory:
         for _step in sample(model, noise, timesteps(2, 3.0)):
             pass
     assert sampling_bytes(job, 1) == pytest.approx(memory.peak, rel=WITHIN)
+    if cached:
+        stream = job.tokens * job.config.model_dim * 4
+        plain = sampling_bytes(replace(job, cached=False), 1)
+        assert sampling_bytes(job, 1) - plain == (3 if guided else 2) * stream
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -186,6 +203,38 @@ def test_the_plan_fits_and_the_next_better_does_not():
         assert plan.needed <= tiled.needed <= memory
 
 
+def test_main_memory_holds_what_is_not_on_the_device():
+    job, _ = make_job(Request("video_pro", "t2v", (512, 768), 121))
+    frames = 121 * 512 * 768 * 3 * 4
+    transformer = 2 * count_parameters(job.config)
+    # while the autoencoder works, the largest models wait, and the frames come beside them
+    waiting = job.text.weights + transformer + frames
+    assert [plan_job(job, offload).main_memory for offload in OFFLOADS] == [
+        frames,
+        waiting,
+        waiting,
+    ]
+    on_cpu = replace(job, device_type="cpu")
+    assert plan_job(on_cpu, "streamed").main_memory == 0
+
+
+def test_too_little_main_memory_is_said():
+    """The crash that users report: 16 GB on the card, 32 GB beside it."""
+    pro = Request("video_pro", "t2v", (512, 768), 121)
+    job, _ = make_job(pro)
+    card, main = 15 * GIB, 30 * GIB
+    text = verdict(job, card, main=main)
+    assert text.startswith("does not fit main memory: 51.")
+    assert "30.0 GiB are free; the device fits 15.0 GiB with blocks streamed" in text
+    assert not fits(job, card, main)
+    assert fits(job, card)
+    eight = torch.float8_e4m3fn
+    job, _ = make_job(replace(pro, dtype=eight, text_dtype=eight))
+    assert fits(job, card, main)
+    assert "wait in main memory." in verdict(job, card, main=main)
+    assert not fits(job, GIB, 100 * GIB)
+
+
 def test_more_memory_means_fewer_tiles():
     job, _ = make_job(Request("video_lite"))
     counts = [
@@ -227,6 +276,32 @@ def test_the_command_prints_a_table_and_a_verdict(capsys):
     assert out.splitlines()[-1].startswith("fits 24.0 GiB")
 
 
+def test_the_command_suggests_sizes_of_every_class(capsys):
+    options = ["--model", "video_pro", "--size", "768x1280", "--frames", "241", "--memory", "12"]
+    assert main(["plan", *options]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(r"what fits: \d+ frames of 768x1280 or 241 frames of 512x768\.$", last)
+    assert main(["plan", "--model", "video_pro", "--size", "512x768", "--frames", "241",
+                 "--memory", "12"]) == 0  # fmt: skip
+    assert "fits 12.0 GiB" in capsys.readouterr().out
+
+
+def test_the_command_counts_main_memory_and_magcache(capsys):
+    options = ["--model", "video_pro", "--memory", "15", "--main-memory", "30"]
+
+    def sampling_tensors(*more):
+        assert main(["plan", *options, *more]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        row = next(line for line in lines if line.startswith("main memory"))
+        assert [float(cell) for cell in row.split()[2:]] == pytest.approx([0.53, 51.2, 51.2], 0.01)
+        assert lines[-1].startswith("does not fit main memory: 51.")
+        return float(next(line for line in lines if line.startswith("sampling ")).split()[2])
+
+    # input of the blocks and residuals of both prompts, 47,616 tokens of 4096 numbers in bf16
+    grown = sampling_tensors("--magcache") - sampling_tensors()
+    assert grown == pytest.approx(3 * 47_616 * 4096 * 2 / GIB, abs=0.011)
+
+
 def test_a_file_is_planned_by_what_it_is(capsys):
     from kandinsky_core.nano import nano_path
 
@@ -243,6 +318,8 @@ def test_a_file_is_planned_by_what_it_is(capsys):
         (["--size", "528x784", "--attention", "nabla"], "multiple of 128"),
         (["--density", "1.5", "--attention", "nabla"], "at most 1"),
         (["--memory", "0"], "more than 0"),
+        (["--memory", "8", "--main-memory", "-1"], "--main-memory is -1.0: give GiB, more"),
+        (["--main-memory", "8"], "give --memory with it"),
         (["--report", "x.md"], "give --all"),
     ],
 )

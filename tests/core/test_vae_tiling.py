@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, plan_tiles, vae_causal, vae_memory
@@ -142,6 +143,58 @@ def test_running_out_of_memory_goes_on_with_smaller_tiles(error, caplog):
     assert progress[-1][0] == progress[-1][1]
 
 
+class Starved(TorchDispatchMode):
+    """Memory runs out where an operation makes more than `limit` numbers, `times` times."""
+
+    def __init__(self, operation: str, limit: int, times: int) -> None:
+        super().__init__()
+        self.operation, self.limit, self.left = operation, limit, times
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        hit = func._opname == self.operation and result.numel() > self.limit
+        if hit and self.left:
+            self.left -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return result
+
+
+@pytest.mark.parametrize(
+    ("operation", "limit", "times"),
+    [("new_zeros", 100_000, 99), ("clone", 10_000, 1), ("lerp", 10_000, 1)],
+    ids=["frames of a span", "end of a span", "seam"],
+)
+def test_frames_that_do_not_fit_are_made_fewer_at_a_time(operation, limit, times, caplog):
+    """The network is not what fails: tiles stay as wide and cover less time."""
+    grid, tiles = torch.rand(1, 2, 12, 20, 20), []
+    upscaled = run_upscale(grid)
+
+    def run(tile):
+        tiles.append((tile.time.length, tile.height.length, tile.width.length))
+        return upscaled(tile)
+
+    plan = TilePlan.strided((12, 20, 20), (7, 16, 16), (5, 8, 8))
+    with Starved(operation, limit, times):
+        chunks = list(run_tiles(run, plan, FACTOR))
+    torch.testing.assert_close(torch.cat(chunks, dim=2), upscale(grid))
+    assert tiles[0] == (7, 16, 16)
+    assert {tile[1:] for tile in tiles} == {(16, 16), (16, 12), (12, 16), (12, 12)}
+    assert sorted({tile[0] for tile in tiles})[-2:] == [5, 7]
+    assert "at tiles of 7 x 16 x 16" in caplog.messages[0]
+    assert caplog.messages[0].endswith("with tiles of 5 x 16 x 16")
+
+
+def test_frames_that_fit_at_no_length_are_reported():
+    with Starved("new_zeros", 0, 99), pytest.raises(torch.OutOfMemoryError):
+        list(
+            run_tiles(
+                run_upscale(torch.rand(1, 2, 9, 40, 40)),
+                TilePlan.strided((9, 40, 40), (5, 24, 24), (4, 16, 16)),
+                FACTOR,
+            )
+        )
+
+
 def test_running_out_of_memory_at_the_smallest_tile_is_reported():
     def fail(_tile):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -205,6 +258,18 @@ def test_pieces_take_less_memory_than_the_whole(monkeypatch, peak_memory):
             vae.decode_tile(latents)
         peaks.append(memory.peak)
     assert peaks[1] < 0.7 * peaks[0]
+
+
+def test_decoding_to_one_tensor_holds_the_clip_once(peak_memory):
+    vae = VideoVAE(TINY).requires_grad_(False)
+    latents = torch.randn(1, 4, 41, 2, 2)
+    plan = TilePlan.strided((41, 2, 2), (5, 2, 2), (3, 2, 2))
+    with torch.no_grad(), peak_memory() as stream:
+        for _chunk in vae.decode_frames(latents, tiling=plan):
+            pass
+    with torch.no_grad(), peak_memory() as memory:
+        pixels = vae.decode(latents, tiling=plan)
+    assert memory.peak <= 1.05 * (stream.peak + pixels.nbytes)
 
 
 def test_streaming_takes_no_more_memory_for_a_longer_clip(peak_memory):

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from kandinsky_core.config import DiTConfig
 from kandinsky_core.costs import count_parameters
+
+WIDE = DiTConfig(512, 1024, 32, 1, 2, (16, 24, 24), text_dim=128, pooled_dim=128)
+"""A stream that is much larger than latents, as in the family; two blocks, so that what stays
+for all of them is told from the input of one."""
 
 
 @pytest.fixture
@@ -31,6 +39,122 @@ def test_a_small_job_fits_and_the_node_shows_it(plan, model):
 def test_a_latent_goes_before_the_size(plan, model, latent):
     report, _ = plan(model, latent=latent).result
     assert "64x64, 5 frames: 32 tokens" in report
+
+
+def test_guidance_follows_the_checkpoint_and_cfg(plan, model, monkeypatch):
+    assert "16 steps with guidance" in plan(model).result[0]
+    for inputs in ({"cfg": 1.0}, {"guidance": False}, {"guidance": False, "cfg": 3.0}):
+        assert "guidance" not in plan(model, **inputs).result[0]
+    info = model.model.info
+    unguided = replace(info.settings, guidance_scale=1.0, larger=None)
+    monkeypatch.setattr(model.model, "info", replace(info, settings=unguided))
+    assert "guidance" not in plan(model).result[0]
+    assert "16 steps with guidance" in plan(model, cfg=3.0).result[0]
+
+
+def test_what_does_not_fit_is_answered_with_a_smaller_size_class(host, plan, model):
+    module, make_job = host.part("kandinsky_core.plan"), host.part("nodes.host").make_job
+
+    def needed(cells):
+        latent = {"samples": torch.zeros(1, 16, 7, cells, cells)}
+        job = make_job(model, latent, clip=None, vae=None, guided=True)
+        return module.plan_job(job, "streamed").needed
+
+    small, large = needed(16), needed(32)
+    assert small < large
+    report, fits = plan(model, length=25, memory_gb=(small + large) / 2 / 2**30).result
+    assert fits is False
+    assert report.endswith("25 frames of 128x128.")
+
+
+def test_main_memory_is_judged_beside_a_device(host, plan, model, clip, vae):
+    card = model.clone()
+    card.load_device = torch.device("cuda")  # nothing runs there
+    given = {"clip": clip, "vae": vae}
+    module, make_job = host.part("kandinsky_core.plan"), host.part("nodes.host").make_job
+    latent = {"samples": torch.zeros(1, 16, 5, 32, 32)}
+    job = make_job(card, latent, guided=True, **given)
+    given["memory_gb"] = module.plan_job(job).needed / 2**30
+    report, fits = plan(card, main_memory_gb=8.0, **given).result
+    assert fits is True
+    assert "one model at a time" in report
+    report, fits = plan(card, main_memory_gb=0.001, **given).result
+    assert fits is False
+    assert "does not fit main memory: " in report
+    assert "main memory" not in plan(model, main_memory_gb=0.001).result[0]
+
+
+def test_weights_that_are_there_already_count_as_room_for_them(host, model, clip, monkeypatch):
+    module = host.part("nodes.host.plan")
+    free = module.free_main_memory
+    monkeypatch.setattr(module.comfy.model_management, "get_free_memory", lambda _device: 1000)
+
+    class Process:
+        held = 0
+
+        def memory_info(self):
+            return SimpleNamespace(rss=500 + self.held, shared=500)
+
+    monkeypatch.setattr(module.psutil, "Process", Process)
+    assert free(model, clip, None) == 1000
+    monkeypatch.setattr(Process, "held", 300)
+    assert free(model, clip, None) == 1300
+    monkeypatch.setattr(Process, "held", 2**40)
+    waiting = sum(p.model_size() - p.loaded_size() for p in (model, clip.patcher))
+    assert free(model, clip, None) == 1000 + waiting
+
+
+@pytest.fixture(scope="module")
+def wide(save_tiny, load_model):
+    return load_model(save_tiny("wide.safetensors", WIDE, "t2v"), "fp32")
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["plain", "magcache"])
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "both at once"])
+def test_a_run_in_the_host_takes_what_was_planned(
+    host, run, wide, clip, together, cached, peak_memory, monkeypatch
+):
+    part, stages = host.part("nodes.host"), host.part("kandinsky_core.plan").plan_job
+    texts = ("a red circle moves right", "a blue square moves left")
+    prompts = [run("K5_TextEncode", clip=clip, text=text, task="t2v")[0] for text in texts]
+    asked, count = [], wide.model.memory_required
+
+    def required(shape, **named):
+        asked.append((wide.model.cached_rows, count(shape, **named)))
+        return asked[-1][1] if together else 1e30
+
+    monkeypatch.setattr(wide.model, "memory_required", required)
+    model = wide
+    if cached:
+        flat = host.part("kandinsky_core.caching").MagRatios((1.0,), (1.0,), "flat")
+        numbers = {"threshold": 0.0, "max_skips": 2, "retention": 0.0}
+        model = part.with_magcache(wide, lambda _size: flat, **numbers)
+    latent = {"samples": torch.zeros(1, 16, 2, 16, 32)}
+    given = [each for prompt in prompts for each in (prompt[0][0], prompt[0][1]["pooled_output"])]
+    with peak_memory(latent["samples"], *given, *wide.model.parameters()) as memory:
+        run(
+            "K5_Sampler",
+            model=model,
+            positive=prompts[0],
+            negative=prompts[1],
+            latent=latent,
+            seed=0,
+            cfg=3.0,
+            steps=2,
+            shift=0.0,
+            denoise=1.0,
+        )
+    job = part.make_job(model, latent, clip=clip, vae=None, guided=True)
+    name = "sampling, both prompts at once" if together else "sampling"
+    planned = next(stage.tensors for stage in stages(job).stages if stage.name == name)
+    assert planned == pytest.approx(memory.peak, rel=0.15)
+    # before the run the host counts both prompts in a call, then one, residuals included
+    stream = job.tokens * WIDE.model_dim * 4
+    (rows, most), (_, least) = asked[:2]
+    assert rows == (2 if cached else 0)
+    assert wide.model.cached_rows == 0
+    plain = [count((batch, 16, 2, 16, 32)) for batch in (2, 1)]
+    assert [most - plain[0], least - plain[1]] == ([4 * stream, 3 * stream] if cached else [0, 0])
 
 
 def test_too_little_memory_says_what_would_fit(plan, model, caplog):

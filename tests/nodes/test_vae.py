@@ -10,6 +10,7 @@ from torch.nn.functional import avg_pool2d
 from kandinsky_core.checkpoint import load_vae
 from kandinsky_core.config import ImageVAEConfig
 from kandinsky_core.training.world import render, sample_scene
+from kandinsky_core.video import read_video
 
 SMALL_IMAGE_VAE = ImageVAEConfig((8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
 
@@ -227,6 +228,92 @@ def test_tiles_follow_what_is_free(host, run, vae, monkeypatch, caplog):
     (out,) = host.native.VAEEncode().encode(vae, torch.rand(9, 192, 192, 3))
     assert out["samples"].shape == (1, 16, 3, 24, 24)
     assert sum("the VAE encodes" in line for line in caplog.messages) == 1
+
+
+@pytest.fixture
+def long_latents():
+    """Latents of 401 frames of 16 x 16 pixels: all of them are larger than the work on a few."""
+    generator = torch.Generator().manual_seed(3)
+    return {"samples": torch.randn(1, 16, 101, 2, 2, generator=generator)}
+
+
+@pytest.fixture
+def budget(host, vae, long_latents):
+    """GiB that decode `long_latents` in spans of time."""
+    models = host.part("kandinsky_core.models")
+    shape = long_latents["samples"].shape
+    smallest = models.TilePlan.smallest(shape[2:])
+    assert len(smallest.time) == 33
+    needed = models.plan_bytes(vae.network.config, smallest, 1, torch.float32)
+    return 1.01 * needed / 2**30
+
+
+def test_decode_holds_the_frames_once(run, vae, long_latents, budget, peak_memory):
+    with peak_memory(long_latents["samples"], *vae.network.parameters()) as memory:
+        image = decode(run, vae, long_latents, budget)
+    work = budget * 2**30
+    assert image.shape == (401, 16, 16, 3)
+    assert image.nbytes < memory.peak <= work + image.nbytes < 1.8 * image.nbytes
+
+
+def decode_video(host, vae, latents, budget=0.0, fps=24.0):
+    node = host.pack["K5_DecodeVideo"]
+    return node.execute(vae=vae, latent=latents, fps=fps, memory_budget_gb=budget).result[0]
+
+
+@pytest.fixture
+def temporary(host, tmp_path, monkeypatch):
+    """ComfyUI's folder of temporary files, which need not exist."""
+    folder = tmp_path / "temp"
+    monkeypatch.setattr(host.module("folder_paths"), "temp_directory", str(folder))
+    return folder
+
+
+def test_a_video_is_what_decode_and_create_video_make(host, run, vae, latents, temporary, tmp_path):
+    expected = decode(run, vae, latents)
+    video = decode_video(host, vae, latents, fps=12.0)
+    parts = video.get_components()
+    assert parts.images.shape == expected.shape
+    assert parts.frame_rate == 12
+    assert (parts.images - expected).abs().mean() < 0.05  # two steps of compression aside
+    assert len(list(temporary.iterdir())) == 1
+    saved = tmp_path / "saved.mp4"
+    video.save_to(str(saved), metadata={"prompt": {"1": {}}})
+    clip = read_video(saved)
+    assert (clip.frames.shape, clip.fps) == ((9, 64, 64, 3), 12)
+    assert clip.metadata["prompt"] == '{"1": {}}'
+
+
+@pytest.mark.usefixtures("temporary")
+def test_a_video_is_never_in_memory_as_a_whole(host, vae, long_latents, budget, peak_memory):
+    with peak_memory(long_latents["samples"], *vae.network.parameters()) as memory:
+        video = decode_video(host, vae, long_latents, budget)
+    assert (video.get_dimensions(), video.get_frame_count()) == ((16, 16), 401)
+    assert memory.peak <= budget * 2**30 < 401 * 16 * 16 * 3 * 4 / 2
+
+
+@pytest.mark.parametrize("why", ["cancelled", "broken"])
+def test_nothing_stays_of_a_video_that_was_not_finished(
+    host, vae, long_latents, budget, temporary, monkeypatch, why
+):
+    management = host.module("comfy.model_management")
+    decode_tile, tiles = vae.network.decode_tile, []
+
+    def watched(x):
+        tiles.append(x)
+        if len(tiles) == 30:
+            assert len(list(temporary.iterdir())) == 1, "frames are written as they come"
+            if why == "broken":
+                raise ValueError("broken")
+            management.interrupt_current_processing(True)
+        return decode_tile(x)
+
+    monkeypatch.setattr(vae.network, "decode_tile", watched)
+    kind = ValueError if why == "broken" else management.InterruptProcessingException
+    with pytest.raises(kind):
+        decode_video(host, vae, long_latents, budget)
+    assert list(temporary.iterdir()) == []
+    assert len(tiles) == 30
 
 
 def test_cancel_while_decoding(host, run, vae, latents):
