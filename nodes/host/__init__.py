@@ -13,7 +13,7 @@ from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen
 from .expand import expand_prompt
 from .files import NANO, Folder, choices, find_name, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
-from .inputs import fingerprint_input, input_texts, read_input_text
+from .inputs import NO_FILE, fingerprint_input, input_texts, read_prompts
 from .latents import SPACE, pixel_size
 from .lora import with_lora, with_triggers
 from .model import (
@@ -45,6 +45,7 @@ __all__ = [
     "FIRST_FRAME",
     "LAST_FRAME",
     "NANO",
+    "NO_FILE",
     "SOURCE",
     "SPACE",
     "TASKS",
@@ -79,7 +80,7 @@ __all__ = [
     "pixel_size",
     "ratio_names",
     "ratios_path",
-    "read_input_text",
+    "read_prompts",
     "sample_latents",
     "sampling_shift",
     "set_conditioning",
