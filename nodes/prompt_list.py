@@ -114,6 +114,7 @@ class PromptList(io.ComfyNode):
                     for name, kind in _OWN.items()
                 ),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -155,4 +156,8 @@ class PromptList(io.ComfyNode):
             for (index, entry), own in zip(numbered, seeds, strict=True)
         ]
         own = [[entry.settings.get(name, 0) for _, entry in numbered] for name in _OWN]
-        return io.NodeOutput([entry.prompt for _, entry in numbered], seeds, names, *own)
+        prompts = [entry.prompt for _, entry in numbered]
+        for prompt, its_seed, name in zip(prompts, seeds, names, strict=True):
+            values = {"prompt": prompt, "seed": its_seed, "name": name}
+            host.record(cls.hidden, "K5_PromptList", values)
+        return io.NodeOutput(prompts, seeds, names, *own)

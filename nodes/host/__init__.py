@@ -11,7 +11,7 @@ from .caching import measure_ratios, with_magcache
 from .chosen import chosen_before, with_settings
 from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen
 from .expand import expand_prompt
-from .files import NANO, Folder, choices, find_name, locate, ratio_names, ratios_path
+from .files import NANO, Folder, choices, find_model, find_part, locate, ratio_names, ratios_path
 from .foreign import with_foreign_nabla
 from .inputs import NO_FILE, fingerprint_input, input_texts, read_prompts
 from .latents import SPACE, pixel_size
@@ -29,7 +29,7 @@ from .model import (
 from .model_load import WEIGHT_DTYPES, load_model
 from .plan import free_memory, make_job
 from .routes import add_routes
-from .run import set_conditioning, show_text
+from .run import PROMPT, prompt_of, record, set_conditioning, show_text
 from .sampling import sample_latents, sampling_shift
 from .text import TASKS, encode_text, load_text_encoders
 from .vae import (
@@ -46,6 +46,7 @@ __all__ = [
     "LAST_FRAME",
     "NANO",
     "NO_FILE",
+    "PROMPT",
     "SOURCE",
     "SPACE",
     "TASKS",
@@ -64,7 +65,8 @@ __all__ = [
     "encode_last_frame",
     "encode_text",
     "expand_prompt",
-    "find_name",
+    "find_model",
+    "find_part",
     "fingerprint_input",
     "free_memory",
     "input_texts",
@@ -78,9 +80,11 @@ __all__ = [
     "measure_ratios",
     "model_info",
     "pixel_size",
+    "prompt_of",
     "ratio_names",
     "ratios_path",
     "read_prompts",
+    "record",
     "sample_latents",
     "sampling_shift",
     "set_conditioning",
