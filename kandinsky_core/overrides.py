@@ -37,6 +37,8 @@ class ChosenSettings:
     """One size class; its only size and its `num_frames` are what will be made."""
     sources: Mapping[str, str]
     """Field of `settings` -> where its value comes from."""
+    trained: SamplingSettings
+    """The checkpoint's own, of every size class."""
 
     def describe(self) -> str:
         """One line a value, with its source."""
@@ -57,6 +59,9 @@ class ChosenSettings:
             values.append(("P", f"{settings.nabla_p:g}", "nabla_p"))
         negative = settings.negative_prompt or "(empty)"
         values.append(("negative prompt", negative, "negative_prompt"))
+        sizes = ", ".join(f"{width} x {height}" for height, width in self.trained.all_sizes)
+        lengths = ", ".join(map(str, self.trained.frame_choices))
+        values += [("trained sizes", sizes, ""), ("trained lengths", lengths, "")]
         return "\n".join(
             f"{name}: {value} ({self.sources.get(field, TABLE)})" for name, value, field in values
         )
@@ -103,7 +108,11 @@ def choose_settings(
     if height:
         size_source = TYPED if size in row.sizes else f"{TYPED}, not a size it was trained at"
     sources = {field: override.source for field, override in overrides.items()}
-    return ChosenSettings(replace(chosen, sizes=(size,)), sources | {"sizes": size_source})
+    if chosen.num_frames not in row.frame_choices:
+        source = sources.get("num_frames", TABLE)
+        sources["num_frames"] = f"{source}, not a length it was trained at"
+    sources["sizes"] = size_source
+    return ChosenSettings(replace(chosen, sizes=(size,)), sources, settings)
 
 
 def row_of_class(

@@ -11,7 +11,6 @@ from ..kandinsky_core.nano import nano_path
 from . import host
 
 CATEGORY = "Kandinsky 5/loaders"
-NO_FILE = "(none)"
 
 
 def _path(
@@ -97,8 +96,8 @@ class LoadTextEncoders(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "clip_name",
-                    options=host.choices("text_encoders", NO_FILE),
-                    default=NO_FILE,
+                    options=host.choices("text_encoders", host.NO_FILE),
+                    default=host.NO_FILE,
                     tooltip=("CLIP-L (clip_l.safetensors), needed beside Qwen. nano needs none."),
                 ),
                 io.Combo.Input(
@@ -131,7 +130,7 @@ class LoadTextEncoders(io.ComfyNode):
             return io.NodeOutput(host.load_text_encoders(nano_path("text_encoder"), None, task))
         qwen = host.locate("text_encoders", qwen_name, "qwen_name")
         clip = None
-        if clip_name != NO_FILE:
+        if clip_name != host.NO_FILE:
             clip = host.locate("text_encoders", clip_name, "clip_name")
         return io.NodeOutput(host.load_text_encoders(qwen, clip, task))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,18 +157,25 @@ def _describe_compression(config: VideoVAEConfig | ImageVAEConfig) -> str:
 
 
 def _describe_settings(settings: SamplingSettings) -> str:
-    height, width = settings.default_size
+    sizes = _either(f"{height}x{width}" for height, width in settings.sizes)
     attention = settings.attention
     if attention == "nabla":
         attention = f"NABLA attention with P {settings.nabla_p:g}"
     else:
         attention = "dense attention"
     rope = ", ".join(f"{scale:g}" for scale in settings.rope_scale)
-    frames = f" x {settings.num_frames} frames at {settings.fps} fps" * (settings.num_frames > 1)
+    frames = ""
+    if settings.frame_choices != (1,):
+        frames = f", {_either(map(str, settings.frame_choices))} frames at {settings.fps} fps"
     return (
-        f"made for {height}x{width}{frames}: {settings.num_steps} steps, guidance "
+        f"made for {sizes} (height x width){frames}: {settings.num_steps} steps, guidance "
         f"{settings.guidance_scale:g}, shift {settings.shift:g}, RoPE scale ({rope}), {attention}"
     )
+
+
+def _either(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def facts_in_name(name: str) -> dict[str, str | int]:

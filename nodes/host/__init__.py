@@ -16,14 +16,15 @@ from .files import (
     NANO_EDIT,
     Folder,
     choices,
-    find_name,
+    find_model,
+    find_part,
     locate,
     ratio_names,
     ratios_path,
     temporary_file,
 )
 from .foreign import with_foreign_nabla, without_foreign_nabla
-from .inputs import fingerprint_input, input_texts, read_input_text
+from .inputs import NO_FILE, fingerprint_input, input_texts, read_prompts
 from .latents import SPACE, pixel_size
 from .lora import with_lora, with_triggers
 from .model import (
@@ -40,7 +41,7 @@ from .model_load import WEIGHT_DTYPES, load_model
 from .native_blocks import with_native_blocks
 from .plan import free_main_memory, free_memory, make_job
 from .routes import add_routes
-from .run import set_conditioning, show_text
+from .run import PROMPT, prompt_of, record, set_conditioning, show_text
 from .sampling import native_sigmas, sample_latents, sampling_shift
 from .text import TASKS, encode_text, fingerprint_vision, load_text_encoders
 from .vae import (
@@ -57,6 +58,8 @@ __all__ = [
     "LAST_FRAME",
     "NANO",
     "NANO_EDIT",
+    "NO_FILE",
+    "PROMPT",
     "SOURCE",
     "SPACE",
     "TASKS",
@@ -75,7 +78,8 @@ __all__ = [
     "encode_last_frame",
     "encode_text",
     "expand_prompt",
-    "find_name",
+    "find_model",
+    "find_part",
     "fingerprint_input",
     "fingerprint_vision",
     "free_main_memory",
@@ -92,9 +96,11 @@ __all__ = [
     "model_info",
     "native_sigmas",
     "pixel_size",
+    "prompt_of",
     "ratio_names",
     "ratios_path",
-    "read_input_text",
+    "read_prompts",
+    "record",
     "sample_latents",
     "sampling_shift",
     "set_conditioning",

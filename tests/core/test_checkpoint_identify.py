@@ -156,6 +156,28 @@ def test_full_size_loads_on_meta(tmp_path, variant, billions, prefix, dtype):
     assert info.sources["task"] == "default"
 
 
+@pytest.mark.parametrize(
+    ("name", "variant", "words"),
+    [
+        (
+            "kandinsky5lite_t2v_sft_10s",
+            "video_lite",
+            ["made for 512x768, 768x512 or 512x512 (height x width), 241 frames at 24 fps: 50"],
+        ),
+        (
+            "kandinsky5pro_t2v_sft_5s",
+            "video_pro",
+            ["made for 512x768, 768x512 or", "made for 768x1280, 1280x768, 1024x1024, 640x1408,"],
+        ),
+        ("kandinsky5lite_t2i", "image_lite", ["896x1152 or 1152x896 (height x width): 50 steps"]),
+    ],
+)
+def test_every_size_and_length_it_was_trained_at_is_told(tmp_path, name, variant, words):
+    told = identify(write_sparse(tmp_path / f"{name}.safetensors", transformer_shapes(variant)))
+    for each in words:
+        assert each in told.describe()
+
+
 @pytest.mark.parametrize("prefix", ["transformer.", "module.", "diffusion_model.", "a.b.c."])
 def test_any_prefix_and_other_parts_beside_it(tmp_path, prefix):
     shapes = {prefix + name: shape for name, shape in transformer_shapes("video_lite").items()}
