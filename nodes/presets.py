@@ -95,7 +95,8 @@ class PresetValues(io.ComfyNode):
         row = PRESETS[preset]
         chosen, release = row.choose(orientation), row.release
         settings = chosen.settings
-        name, (qwen, clip, vae) = host.NANO, (host.NANO, host.NO_FILE, host.NANO)
+        name = host.NANO_EDIT if release.task == "i2i" else host.NANO
+        qwen, clip, vae = host.NANO, host.NO_FILE, host.NANO
         if row.file_name is not None and row.parts is not None:
             name = host.find_model(row.file_name, release)
             qwen, clip = (host.find_part("text_encoders", part) for part in row.parts[:2])
