@@ -57,7 +57,7 @@ def schedule(ratios: MagRatios, threshold: float, num_steps: int) -> dict[Branch
     """Which steps MagCache runs ("x") and skips ("."), per branch, one letter a step."""
     cache = MagCache(ratios, threshold=threshold)
     cache.begin(num_steps)
-    ran = {branch: ["."] * num_steps for branch in BRANCHES}
+    ran: dict[Branch, list[str]] = {branch: ["."] * num_steps for branch in BRANCHES}
     for step in range(num_steps):
         for branch in BRANCHES:
 
