@@ -113,13 +113,9 @@ class CacheSteps(io.ComfyNode):
     ) -> io.NodeOutput:
         name = ratios_name or ratios
         if name == FROM_CHECKPOINT:
-            _check_published(model)
-
-            def find(size: Size, task: Task) -> MagRatios:  # noqa: ARG001  as the checkpoint's
-                return _published(model, size)
+            find = _from_checkpoint(model)
         else:
             find = _from_file(model, name, "ratios_name" if ratios_name else "ratios")
-
         return io.NodeOutput(
             host.with_magcache(
                 model, find, threshold=threshold, max_skips=max_skips, retention=retention
@@ -257,16 +253,21 @@ def _published(model: Any, size: Size) -> MagRatios:
         ) from error
 
 
-def _check_published(model: Any) -> None:
-    """Refuse a checkpoint without ratios at once and not when sampling starts."""
+def _from_checkpoint(model: Any) -> Callable[[Size, Task], MagRatios]:
+    """The published ratios; a checkpoint without any is refused at once and not in sampling."""
+
+    def find(size: Size, task: Task) -> MagRatios:  # noqa: ARG001  a checkpoint has one table a size
+        return _published(model, size)
+
     sizes = host.settings_for(model, None).all_sizes
     for size in sizes[1:]:
         try:
             _published(model, size)
         except ValueError:
             continue
-        return
+        return find
     _published(model, sizes[0])
+    return find
 
 
 def _from_file(model: Any, name: str, input_id: str) -> Callable[[Size, Task], MagRatios]:
