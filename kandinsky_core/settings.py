@@ -282,9 +282,11 @@ def tasks_of(release: Release, *, is_known: bool) -> tuple[Task, ...]:
     if release.task == "i2i":
         return ("i2i",)
     if release.variant in _ONE_FILE_FOR_ALL or not is_known:
-        rows = (row.task for row in RELEASES if row.variant == release.variant)
-        return tuple(dict.fromkeys(task for task in rows if task != "i2i"))
-    return ("t2v", "i2v") if release.task == "i2v" else (release.task,)
+        tasks: list[Task] = [row.task for row in RELEASES if row.variant == release.variant]
+        return tuple(dict.fromkeys(task for task in tasks if task != "i2i"))
+    if release.task == "i2v":
+        return ("t2v", "i2v")
+    return (release.task,)
 
 
 def find_settings(release: Release) -> tuple[SamplingSettings, Release]:

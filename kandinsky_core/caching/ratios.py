@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from ..files import atomic_write
 from ..settings import SIZES_512, Release, SamplingSettings, Task
@@ -172,7 +172,7 @@ def describe_mismatch(
     return f"was measured {'; '.join(unlike)}: it may skip the wrong steps, calibrate for this"
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any) -> TypeGuard[list[int]]:
     return (
         isinstance(value, list)
         and len(value) == 2
