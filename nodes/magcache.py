@@ -124,17 +124,9 @@ class CacheSteps(io.ComfyNode):
         if not host.is_kandinsky(model):
             model = host.with_native_blocks(model)
         if name == FROM_CHECKPOINT:
-<<<<<<< HEAD
-            _check_published(model)
-
-            def find(size: Size, task: Task) -> MagRatios:  # noqa: ARG001  as the checkpoint's
-                return _published(model, size)
-
+            find = _from_checkpoint(model)
         elif name in released_names():
             find = _released(name)
-=======
-            find = _from_checkpoint(model)
->>>>>>> cachecli
         else:
             find = _from_file(model, name, "ratios_name" if ratios_name else "ratios")
         return io.NodeOutput(
@@ -274,22 +266,17 @@ def _published(model: Any, size: Size) -> MagRatios:
         ) from error
 
 
-<<<<<<< HEAD
-def _check_published(model: Any) -> None:
-    """Refuse a checkpoint without ratios at once and not when sampling starts."""
+def _from_checkpoint(model: Any) -> Callable[[Size, Task], MagRatios]:
+    """The published ratios; a checkpoint without any is refused at once and not in sampling."""
     if not host.is_kandinsky(model):
         raise ValueError(
             f"ratios: {FROM_CHECKPOINT} reads a model of Load Model (Kandinsky 5), this one is "
             "ComfyUI's own; choose the release that it is, e.g. k5_lite_t2v_5s_sft_sd, or a file."
         )
-=======
-def _from_checkpoint(model: Any) -> Callable[[Size, Task], MagRatios]:
-    """The published ratios; a checkpoint without any is refused at once and not in sampling."""
 
     def find(size: Size, task: Task) -> MagRatios:  # noqa: ARG001  a checkpoint has one table a size
         return _published(model, size)
 
->>>>>>> cachecli
     sizes = host.settings_for(model, None).all_sizes
     for size in sizes[1:]:
         try:
