@@ -11,7 +11,7 @@ from typing import Any
 
 import comfy.sd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...kandinsky_core.text import NO_VISION
 from .prompt import put_triggers
@@ -55,7 +55,7 @@ class _ReferenceText:
             self.reset_clip_options()
 
 
-def _sees(tower: nn.Module) -> bool:
+def _sees(tower: Any) -> bool:
     """Whether the vision tower of a native CLIP was loaded.
 
     The host builds one for files that have none too, and does not keep that it was missing. Its

@@ -121,25 +121,12 @@ def fill(network: nn.Module, weights: ModelWeights, unused: Iterable[str] = ()) 
         layer, _, leaf = name.rpartition(".")
         stored[layer][leaf] = name
     missing: list[str] = []
-    with weights.files as files:
+    with weights.files:
         for layer, module in network.named_modules():
-            if next(module.children(), None) is not None:
-                continue
-            names = stored[layer]
-            for leaf, parameter in module.named_parameters(recurse=False):
-                # the host makes all of a model or scaled layer in fp8, norms and biases too
-                dtype = weights.shapes[names[leaf]].dtype if leaf in names else parameter.dtype
-                if parameter.itemsize == 1 < dtype.itemsize:
-                    parameter.data = parameter.data.to(dtype)
-            state = {leaf: files.read(name, weights.dtype) for leaf, name in names.items()}
-            try:
-                lacking, _unexpected = module.load_state_dict(state, strict=False)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{weights.label} has weights of other shapes than Qwen2.5-VL 7B and CLIP-L; "
-                    "use the files that the help page of this node names."
-                ) from error
-            missing += (f"{layer}.{leaf}" for leaf in lacking)
+            if next(module.children(), None) is None:
+                missing += (
+                    f"{layer}.{leaf}" for leaf in _fill_layer(module, weights, stored[layer])
+                )
     ignored = (*_UNUSED, *unused)
     missing = [name for name in missing if not any(part in name for part in ignored)]
     if missing:
@@ -147,6 +134,23 @@ def fill(network: nn.Module, weights: ModelWeights, unused: Iterable[str] = ()) 
             f"{weights.label} lacks {len(missing)} of the text encoder's weights, first "
             f"{missing[0]}; download it again."
         )
+
+
+def _fill_layer(layer: nn.Module, weights: ModelWeights, names: dict[str, str]) -> list[str]:
+    """Give one layer its weights, by their names in it and in the files; returns what it lacks."""
+    for leaf, parameter in layer.named_parameters(recurse=False):
+        # the host makes all of a model or scaled layer in fp8, norms and biases too
+        dtype = weights.shapes[names[leaf]].dtype if leaf in names else parameter.dtype
+        if parameter.itemsize == 1 < dtype.itemsize:
+            parameter.data = parameter.data.to(dtype)
+    state = {leaf: weights.files.read(name, weights.dtype) for leaf, name in names.items()}
+    try:
+        return list(layer.load_state_dict(state, strict=False).missing_keys)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{weights.label} has weights of other shapes than Qwen2.5-VL 7B and CLIP-L; use the "
+            "files that the help page of this node names."
+        ) from error
 
 
 def parameters_of(function: Callable[..., Any]) -> set[str]:

@@ -10,6 +10,7 @@ from kandinsky_core.checkpoint import identify, load_transformer, open_checkpoin
 from kandinsky_core.errors import CheckpointError
 from kandinsky_core.models import CrossDiT
 from kandinsky_core.variants import VARIANTS
+from kandinsky_core.weights import WeightFiles, read_header
 
 FP8 = torch.float8_e4m3fn
 MATRIX = "visual_transformer_blocks.1.feed_forward.in_layer.weight"
@@ -88,6 +89,20 @@ def test_scales_can_be_kept_for_layers_that_use_them(tmp_path, weights):
     with open_checkpoint(path, keep_scales=True) as checkpoint:
         assert checkpoint.scaled_dtype is None
         assert set(checkpoint) == set(weights)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+@pytest.mark.parametrize("keep_scales", [True, False])
+def test_shapes_and_dtypes_are_told_without_reading(tmp_path, weights, keep_scales, dtype):
+    path = tmp_path / "model.safetensors"
+    stored = scaled(weights, ".scale_weight")[0] | {"position_ids": torch.arange(3)}
+    save_file(stored, path)
+    entries = read_header(path).tensors
+    with WeightFiles(path, entries, keep_scales=keep_scales) as files:
+        for name in files:
+            described, tensor = files.describe(name, dtype), files.read(name, dtype)
+            assert described.is_meta
+            assert (described.shape, described.dtype) == (tensor.shape, tensor.dtype), name
 
 
 def test_vectors_are_not_rounded_to_8_bits(tmp_path, weights):

@@ -63,7 +63,9 @@ def test_transformer(tmp_path, weights, write_gguf, kind, error):
 
 def read(path, name="w", dtype=torch.float32):
     with WeightFiles(path, read_header(path).tensors) as files:
-        return files.read(name, dtype)
+        tensor, described = files.read(name, dtype), files.describe(name, dtype)
+    assert (described.shape, described.dtype) == (tensor.shape, tensor.dtype)
+    return tensor
 
 
 def test_q4_k_by_the_layout_of_its_blocks(tmp_path, write_gguf):

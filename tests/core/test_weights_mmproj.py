@@ -99,7 +99,9 @@ def test_parts_stored_in_several_types_are_read_as_one(tmp_path):
         info = identify(path)
         with WeightFiles(path, info.header.tensors) as files:
             whole = files["visual.blocks.0.attn.qkv.weight"]
-        assert whole.dtype == own
+            described = files.describe("visual.blocks.0.attn.qkv.weight")
+        assert whole.dtype == described.dtype == own
+        assert whole.shape == described.shape
         torch.testing.assert_close(
             whole.float(), torch.cat([queries, keys, values]), atol=0.03, rtol=0.01
         )

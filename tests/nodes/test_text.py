@@ -301,13 +301,13 @@ def test_a_native_clip_stays_as_it_is_for_native_nodes(host, run, large, native_
 
 
 @pytest.fixture
-def native_tower(large, native_clip, small_tower, monkeypatch):
+def native_tower(large, native_clip, small_tower):
     """A small vision tower in the native CLIP, loaded."""
     weights, sizes = large.qwen.visual.state_dict(), QWEN_CONFIG["vision_config"]
-    tower = small_tower(weights, sizes)
     transformer = native_clip.cond_stage_model.qwen25_7b.transformer
-    monkeypatch.setattr(transformer, "visual", tower)
-    return tower
+    own, transformer.visual = transformer.visual, small_tower(weights, sizes)
+    yield transformer.visual
+    transformer.visual = own
 
 
 EDIT = {"text": "make it blue", "task": "i2i"}
