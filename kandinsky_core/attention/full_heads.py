@@ -36,11 +36,11 @@ def full_heads_apart(attend: Attend) -> Attend:
         block_map: BlockMap | None = None,
     ) -> Tensor:
         if block_map is None:
-            return _attend_all(q, k, v, mask)
+            return _attend_all(q, k, v, mask=mask)
         full = block_map.kept.flatten(2).all(-1)  # (B, N)
         num_full = int(full.sum())
         if num_full == full.numel():
-            return _attend_all(q, k, v, mask)
+            return _attend_all(q, k, v, mask=mask)
         if num_full == 0:
             return attend(q, k, v, mask=mask, block_map=block_map)
         out = torch.empty_like(q)
@@ -48,7 +48,7 @@ def full_heads_apart(attend: Attend) -> Attend:
             qkv = [x[some][:, None] for x in (q, k, v)]  # (n, 1, S or L, K)
             keys = None if mask is None else mask[some.nonzero()[:, 0]]  # (n, L)
             if is_full:
-                part = _attend_all(*qkv, keys)
+                part = _attend_all(*qkv, mask=keys)
             else:
                 kept = block_map.kept[some][:, None]  # (n, 1, Q, Q)
                 part = attend(
@@ -62,7 +62,7 @@ def full_heads_apart(attend: Attend) -> Attend:
     return attend_apart
 
 
-def _attend_all(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _attend_all(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None) -> Tensor:
     """Dense attention; arguments and result as in `Attend`."""
     key_mask = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, L)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
