@@ -14,7 +14,8 @@ learns to do with that.
 What it leaves out against the family's edit model: the text encoder does not see the source, as
 nano's has no eyes; what is meant by "it" the transformer must find in the picture.
 
-Stop it with Ctrl-C and start the same command again: it goes on where it was.
+Expected on two free cores with bf16 units: 5 minutes to encode the pairs and 35 for the steps. Stop
+it with Ctrl-C and start the same command again: it goes on where it was.
 """
 
 from __future__ import annotations
@@ -235,8 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--init", type=Path, default=Path("kandinsky_core/nano"), help="folder of finished weights"
     )
     parser.add_argument("--vae", type=Path, help="weights; default: those in --init")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args(arguments)
