@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from .measure import Reading, Run
+import torch
+
+from .measure import Reading
+from .meter import Run
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Goal:
     """What must be reached."""
     memory: bool = False
     """Whether peak memory is compared; then smaller is better."""
+    device: str = "cpu"
+    """Type of device that it was set for; it says nothing of others."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """A case that was run."""
+    """A case that was run, without what it ran."""
 
-    case: Case
+    name: str
+    """The case's."""
     readings: dict[str, Reading]
+    """Candidate -> what was measured."""
+    goals: tuple[Goal, ...] = ()
+    facts: dict[str, float | str] = field(default_factory=dict)
+    """The case's."""
 
     def ratio(self, goal: Goal) -> float | None:
         """What the goal asks for; None where memory could not be read."""
@@ -58,5 +68,5 @@ class Result:
         return ours.peak_bytes / peer.peak_bytes
 
 
-Cases = Callable[[bool], Iterator[Case]]
-"""All cases of a group; True asks for toy sizes, which only prove that everything runs."""
+Cases = Callable[[bool, torch.device], Iterator[Case]]
+"""All cases of a group on a device; True asks for toy sizes, which only prove that all runs."""

@@ -17,7 +17,7 @@ from kandinsky_core.nano import nano_path
 from kandinsky_core.pipeline import load_pipeline
 
 from .case import Case, Goal
-from .measure import Run
+from .meter import Run
 from .reference import build_pair, run_upstream
 
 PROMPT = "a red circle moves to the right"
@@ -25,23 +25,25 @@ LOADED = DiTConfig(1024, 4096, 512, 2, 12, (16, 24, 24))
 """About 330 million parameters: loading is then bytes and not bookkeeping."""
 
 
-def nano_clip() -> dict[str, Run]:
+def nano_clip(device: torch.device) -> dict[str, Run]:
     """A default clip of the bundled model; and its sampling alone, with diffusers' network."""
-    pipeline = load_pipeline("nano")
-    transformer, _ = load_transformer(nano_path("transformer"), dtype=torch.float32)
-    _, theirs = build_pair(transformer.config, torch.float32)
+    pipeline = load_pipeline("nano", device=device)
+    path = nano_path("transformer")
+    transformer, _ = load_transformer(path, dtype=torch.float32, device=device)
+    _, theirs = build_pair(transformer.config, torch.float32, device)
     theirs.load_state_dict(transformer.state_dict())
     text = pipeline.text_encoder.encode([PROMPT, ""])
     settings = pipeline.settings
     height, width = settings.default_size
     frames = (settings.num_frames - 1) // 4 + 1
     x = torch.randn(1, transformer.config.input_channels, frames, height // 8, width // 8)
-    t = torch.tensor([0.7])
+    x, t = x.to(device), torch.tensor([0.7], device=device)
+    tokens, pooled = text.tokens.to(device), text.pooled.to(device)
 
     def steps(network: Callable[..., object]) -> None:
         for _ in range(settings.num_steps):
             for row in range(2):
-                network(x, t, text.tokens[row : row + 1], text.pooled[row : row + 1])
+                network(x, t, tokens[row : row + 1], pooled[row : row + 1])
 
     request = GenerateRequest(PROMPT)
     return {
@@ -53,8 +55,8 @@ def nano_clip() -> dict[str, Run]:
     }
 
 
-def loading(config: DiTConfig) -> dict[str, Run]:
-    """A transformer from disk in bf16, from the page cache."""
+def loading(config: DiTConfig, device: torch.device) -> dict[str, Run]:
+    """A transformer from disk to the device in bf16, from the page cache."""
     folder = tempfile.TemporaryDirectory()  # both candidates hold on to it
     ours, theirs = build_pair(config, torch.bfloat16)
     theirs.save_pretrained(folder.name)
@@ -64,18 +66,21 @@ def loading(config: DiTConfig) -> dict[str, Run]:
     del ours, theirs
 
     def load_theirs() -> object:
-        return Kandinsky5Transformer3DModel.from_pretrained(folder.name, torch_dtype=torch.bfloat16)
+        model = Kandinsky5Transformer3DModel.from_pretrained(
+            folder.name, torch_dtype=torch.bfloat16
+        )
+        return model.to(device)
 
-    return {"diffusers": load_theirs, "ours": lambda: load_transformer(path)}
+    return {"diffusers": load_theirs, "ours": lambda: load_transformer(path, device=device)}
 
 
-def cases(quick: bool) -> Iterator[Case]:
+def cases(quick: bool, device: torch.device) -> Iterator[Case]:
     """A clip, and loading."""
     if not quick:
         yield Case(
             "family",
             "nano, 128 x 128, 17 frames, 16 steps with guidance, fp32",
-            nano_clip,
+            partial(nano_clip, device),
             (Goal("our network, all steps", "diffusers' network, all steps", 1.25, 1.08),),
             repeats=5,
         )
@@ -83,7 +88,7 @@ def cases(quick: bool) -> Iterator[Case]:
     yield Case(
         "family",
         "load a transformer, bf16" + (" (toy)" if quick else ", 0.3 B parameters"),
-        partial(loading, config),
+        partial(loading, config, device),
         (Goal("ours", "diffusers", 1.0, 1.0, memory=True),),
         repeats=5,
     )

@@ -1,22 +1,16 @@
 """Time and memory of several ways to do the same thing, in one process.
 
 Candidates take turns, so that whatever else the machine does meets all of them; medians and
-quartiles are reported, and speed only as a ratio of medians within one run. Memory is the largest
-resident set of the process above what it was before, which Linux keeps and lets be reset.
+quartiles are reported, and speed only as a ratio of medians within one run.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median, quantiles
 
-Run = Callable[[], object]
+from .meter import Meter, Run
 
 MIN_SECONDS = 0.05
 """A shorter candidate is run several times for one reading."""
@@ -35,16 +29,22 @@ class Reading:
     repeats: int
     """Readings."""
     peak_bytes: int | None
-    """Largest resident set above the start; None where the system does not tell."""
+    """Most memory above the start; None where the system does not tell."""
 
 
 def compare(
-    candidates: Mapping[str, Run], *, repeats: int = 7, warmups: int = 1, budget: float = 60.0
+    candidates: Mapping[str, Run],
+    meter: Meter,
+    *,
+    repeats: int = 7,
+    warmups: int = 1,
+    budget: float = 60.0,
 ) -> dict[str, Reading]:
     """Measure candidates in turn.
 
     Args:
         candidates: Name -> what to run.
+        meter: Of the device they run on.
         repeats: Readings of each, at least 3.
         warmups: Runs of each before anything counts; compilation happens there.
         budget: Seconds for all readings together; fewer are taken (at least 3) if it runs out.
@@ -58,20 +58,20 @@ def compare(
     for name, run in candidates.items():
         for _ in range(warmups):
             run()
-        peaks[name] = peak_bytes(run)
-        began = time.perf_counter()
+        peaks[name] = meter.peak_bytes(run)
+        began = meter.now()
         run()
-        inner[name] = max(1, round(MIN_SECONDS / max(time.perf_counter() - began, 1e-9)))
+        inner[name] = max(1, round(MIN_SECONDS / max(meter.now() - began, 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    started = time.perf_counter()
+    started = meter.now()
     for turn in range(repeats):
-        if turn >= 3 and time.perf_counter() - started > budget:
+        if turn >= 3 and meter.now() - started > budget:
             break
         for name, run in candidates.items():
-            began = time.perf_counter()
+            began = meter.now()
             for _ in range(inner[name]):
                 run()
-            seconds[name].append((time.perf_counter() - began) / inner[name])
+            seconds[name].append((meter.now() - began) / inner[name])
     return {
         name: Reading(median(values), *_quartiles(values), len(values), peaks[name])
         for name, values in seconds.items()
@@ -81,25 +81,3 @@ def compare(
 def _quartiles(values: list[float]) -> tuple[float, float]:
     first, _, third = quantiles(values, n=4, method="inclusive")
     return first, third
-
-
-def peak_bytes(run: Run) -> int | None:
-    """Largest resident set of one run above what was resident before; None off Linux."""
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not sys.platform.startswith("linux") or not status.exists():
-        return None
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    try:
-        reset.write_text("5")
-    except OSError:
-        return None
-    before = _status(status, "VmRSS")
-    run()
-    return max(0, _status(status, "VmHWM") - before)
-
-
-def _status(path: Path, key: str) -> int:
-    """An entry of /proc/self/status in bytes."""
-    line = next(line for line in path.read_text().splitlines() if line.startswith(key + ":"))
-    return int(line.split()[1]) * 1024

@@ -8,12 +8,12 @@ from functools import partial
 
 import torch
 
-from kandinsky_core.attention import MapReport, Nabla
+from kandinsky_core.attention import MapReport, Nabla, load_backend
 from kandinsky_core.config import DiTConfig
 from kandinsky_core.models import CrossDiT
 
 from .case import Case, Goal
-from .measure import Run
+from .meter import Run
 from .reference import build_pair, make_inputs, patch_nabla, run_upstream
 
 ROPE_SCALE = (1.0, 2.0, 2.0)
@@ -23,6 +23,10 @@ TEN_SECONDS = (61, 32, 64)
 """Latent cells (t, h, w): 31,232 tokens, the frames of a 10 s clip at a third of its area."""
 EIGHT_THOUSAND = (16, 32, 64)
 """8,192 tokens."""
+LITE_TEN_SECONDS = (61, 64, 96)
+"""93,696 tokens: 10 s of 512 x 768 pixels, in a GPU's reach alone."""
+PREDICTED_ON_CUDA = (4.1, 3.4)
+"""Bounds of docs/benchmarks/reading.md for a step of Lite 10 s at 10 % density against dense."""
 TOY = (2, 32, 32)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -48,52 +52,66 @@ def nabla_of_density(model: CrossDiT, inputs: dict, density: float) -> Nabla:
 
 
 def dense(
-    config: DiTConfig, latent_thw: tuple[int, int, int], dtype: torch.dtype
+    config: DiTConfig, latent_thw: tuple[int, int, int], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Run]:
     """A dense step of both."""
-    ours, theirs = build_pair(config, dtype)
-    inputs = make_inputs(config, latent_thw, dtype)
-    with torch.no_grad():
-        return {
-            "diffusers": torch.no_grad()(partial(run_upstream, theirs, **inputs)),
-            "ours": torch.no_grad()(partial(ours, **inputs, rope_scale=ROPE_SCALE)),
-        }
+    ours, theirs = build_pair(config, dtype, device)
+    inputs = make_inputs(config, latent_thw, dtype, device)
+    return {
+        "diffusers": torch.no_grad()(
+            partial(run_upstream, theirs, **inputs, rope_scale=ROPE_SCALE)
+        ),
+        "ours": torch.no_grad()(partial(ours, **inputs, rope_scale=ROPE_SCALE)),
+    }
 
 
 def sparse(
-    config: DiTConfig, latent_thw: tuple[int, int, int], dtype: torch.dtype, density: float
+    config: DiTConfig,
+    latent_thw: tuple[int, int, int],
+    dtype: torch.dtype,
+    density: float,
+    device: torch.device,
 ) -> dict[str, Run]:
-    """A sparse step of ours, eager and compiled around attention, against diffusers dense."""
-    ours, theirs = build_pair(config, dtype)
-    inputs = make_inputs(config, latent_thw, dtype)
+    """A sparse step of ours, eager and compiled around attention, against diffusers dense.
+
+    On CUDA also through FlexAttention, whose kernel works on tensor cores.
+    """
+    ours, theirs = build_pair(config, dtype, device)
+    inputs = make_inputs(config, latent_thw, dtype, device)
     nabla = nabla_of_density(ours, inputs, density)
     compiled = torch.compile(ours, dynamic=False)
     step = partial(ours, **inputs, rope_scale=ROPE_SCALE)
-    return {
-        "diffusers dense": torch.no_grad()(partial(run_upstream, theirs, **inputs)),
-        "ours dense": torch.no_grad()(step),
-        "ours sparse": torch.no_grad()(partial(step, nabla=nabla)),
-        "ours sparse, compiled": torch.no_grad()(
-            partial(compiled, **inputs, rope_scale=ROPE_SCALE, nabla=nabla)
-        ),
+    steps: dict[str, Run] = {
+        "diffusers dense": partial(run_upstream, theirs, **inputs, rope_scale=ROPE_SCALE),
+        "ours dense": step,
+        "ours sparse": partial(step, nabla=nabla),
+        "ours sparse, compiled": partial(compiled, **inputs, rope_scale=ROPE_SCALE, nabla=nabla),
     }
+    if device.type == "cuda":
+        steps["ours sparse, flex"] = partial(step, nabla=nabla, attend=load_backend("flex"))
+    return {name: torch.no_grad()(run) for name, run in steps.items()}
 
 
 def sparse_both(
-    config: DiTConfig, latent_thw: tuple[int, int, int], dtype: torch.dtype, density: float
+    config: DiTConfig,
+    latent_thw: tuple[int, int, int],
+    dtype: torch.dtype,
+    density: float,
+    device: torch.device,
 ) -> dict[str, Run]:
     """A sparse step of both with the same P and window."""
     patch_nabla()
-    ours, theirs = build_pair(config, dtype)
-    inputs = make_inputs(config, latent_thw, dtype)
+    ours, theirs = build_pair(config, dtype, device)
+    inputs = make_inputs(config, latent_thw, dtype, device)
     nabla = nabla_of_density(ours, inputs, density)
+    steps = {"diffusers NABLA": partial(run_upstream, theirs), "ours NABLA": ours}
     return {
-        "diffusers NABLA": torch.no_grad()(partial(run_upstream, theirs, **inputs, nabla=nabla)),
-        "ours NABLA": torch.no_grad()(partial(ours, **inputs, rope_scale=ROPE_SCALE, nabla=nabla)),
+        name: torch.no_grad()(partial(step, **inputs, rope_scale=ROPE_SCALE, nabla=nabla))
+        for name, step in steps.items()
     }
 
 
-def cases(quick: bool) -> Iterator[Case]:
+def cases(quick: bool, device: torch.device) -> Iterator[Case]:
     """Dense steps, one block of Lite's width, sparse steps."""
     dense_goals = {"fp32": (1.25, 1.08), "bf16": (1.5, 1.2)}
     sparse_goals = {"fp32": (6.0, 4.2), "bf16": (5.0, 3.4)}
@@ -102,7 +120,7 @@ def cases(quick: bool) -> Iterator[Case]:
         yield Case(
             "model",
             f"dense step, width 256, {_tokens(size)} tokens, {name}",
-            partial(dense, SMALL, size, dtype),
+            partial(dense, SMALL, size, dtype, device),
             (
                 Goal("ours", "diffusers", *dense_goals[name]),
                 Goal("ours", "diffusers", 0.5, 0.8, memory=True),
@@ -112,7 +130,7 @@ def cases(quick: bool) -> Iterator[Case]:
         yield Case(
             "model",
             f"dense step of one block of Lite's width, {_tokens(EIGHT_THOUSAND)} tokens, bf16",
-            partial(dense, LITE_BLOCK, EIGHT_THOUSAND, torch.bfloat16),
+            partial(dense, LITE_BLOCK, EIGHT_THOUSAND, torch.bfloat16, device),
             repeats=3,
         )
     for name, dtype in DTYPES.items():
@@ -120,15 +138,24 @@ def cases(quick: bool) -> Iterator[Case]:
         yield Case(
             "model",
             f"sparse step, width 256, {_tokens(size)} tokens, 10 %, {name}",
-            partial(sparse, SMALL, size, dtype, 0.1),
+            partial(sparse, SMALL, size, dtype, 0.1, device),
             (Goal("ours sparse, compiled", "diffusers dense", *sparse_goals[name]),),
+            repeats=3,
+        )
+    if device.type == "cuda" and not quick:
+        yield Case(
+            "model",
+            f"sparse step of one block of Lite's width, {_tokens(LITE_TEN_SECONDS)} tokens, "
+            "10 %, bf16",
+            partial(sparse, LITE_BLOCK, LITE_TEN_SECONDS, torch.bfloat16, 0.1, device),
+            (Goal("ours sparse, flex", "ours dense", *PREDICTED_ON_CUDA, device="cuda"),),
             repeats=3,
         )
     size = TOY if quick else EIGHT_THOUSAND
     yield Case(
         "model",
         f"NABLA step of both, width 256, {_tokens(size)} tokens, 10 %, fp32",
-        partial(sparse_both, SMALL, size, torch.float32, 0.1),
+        partial(sparse_both, SMALL, size, torch.float32, 0.1, device),
         (
             Goal("ours NABLA", "diffusers NABLA", 4.0, 2.5),
             Goal("ours NABLA", "diffusers NABLA", 0.5, 0.8, memory=True),

@@ -1,4 +1,4 @@
-"""diffusers' Kandinsky 5 transformer with our weights, the peer of the benchmarks."""
+"""diffusers' Kandinsky 5 transformer with our weights: peer of benchmarks and parity tests."""
 
 from __future__ import annotations
 
@@ -13,19 +13,13 @@ from kandinsky_core.attention import Nabla
 from kandinsky_core.config import DiTConfig
 from kandinsky_core.models import CrossDiT
 
+CPU = torch.device("cpu")
+_dispatch = upstream.dispatch_attention_fn
 
-def build_pair(
-    config: DiTConfig, dtype: torch.dtype
-) -> tuple[CrossDiT, Kandinsky5Transformer3DModel]:
-    """Our network and diffusers' with the same random weights."""
-    torch.manual_seed(0)
-    ours = CrossDiT(config, dtype=dtype).eval().requires_grad_(False)
-    for name, parameter in ours.named_parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.7 * parameter.shape[1] ** -0.5)
-        elif "norm" not in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    theirs = Kandinsky5Transformer3DModel(
+
+def build_upstream(config: DiTConfig) -> Kandinsky5Transformer3DModel:
+    """diffusers' network in our dimensions, with weights of its own."""
+    return Kandinsky5Transformer3DModel(
         in_visual_dim=config.latent_channels,
         out_visual_dim=config.latent_channels,
         in_text_dim=config.text_dim,
@@ -39,25 +33,46 @@ def build_pair(
         axes_dims=config.axes_dims,
         visual_cond=config.visual_cond,
     )
-    theirs.load_state_dict(ours.state_dict())
+
+
+def build_pair(
+    config: DiTConfig,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+) -> tuple[CrossDiT, Kandinsky5Transformer3DModel]:
+    """Our network and diffusers' with the same random weights, modulation included."""
+    torch.manual_seed(0)
+    ours = CrossDiT(config, dtype=dtype).eval().requires_grad_(False)
+    for parameter in ours.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.7 * parameter.shape[1] ** -0.5)
+        else:  # biases are near 0, the weights of norms near 1
+            torch.nn.init.normal_(parameter, mean=float(parameter.mean() > 0.5), std=0.1)
+    theirs = build_upstream(config)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
     theirs = theirs.to(dtype).eval().requires_grad_(False)
     for name, parameter in theirs.named_parameters():
         # what from_pretrained keeps in fp32 and its forward pass relies on
         if any(part in name for part in theirs._keep_in_fp32_modules or ()):
             parameter.data = parameter.data.float()
-    return ours, theirs
+    return ours.to(device), theirs.to(device)
 
 
-def make_inputs(config: DiTConfig, latent_thw: tuple[int, int, int], dtype: torch.dtype) -> dict:
+def make_inputs(
+    config: DiTConfig,
+    latent_thw: tuple[int, int, int],
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+) -> dict[str, Tensor]:
     """What both take: x (1, C, T, H, W), t, text tokens and pooled text."""
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(dtype)
+        return torch.randn(*shape, generator=generator).to(device, dtype)
 
     return {
         "x": normal(1, config.input_channels, *latent_thw),
-        "t": torch.tensor([0.7]),
+        "t": torch.tensor([0.7], device=device),
         "text_tokens": normal(1, 32, config.text_dim),
         "text_pooled": normal(1, config.pooled_dim),
     }
@@ -70,15 +85,21 @@ def run_upstream(
     text_tokens: Tensor,
     text_pooled: Tensor,
     *,
+    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
     nabla: Nabla | None = None,
 ) -> Tensor:
-    """One call of diffusers' network; velocity (1, C, T, H, W)."""
+    """One call of diffusers' network, with arguments as ours takes them.
+
+    Returns:
+        Velocity (B, C, T, H, W).
+    """
+    device = x.device
     frames, height, width = x.shape[2], x.shape[3] // 2, x.shape[4] // 2
     sparse = None
     if nabla is not None:
         assert nabla.sta_window_thw is not None, "the reference always has a window"
         window = Kandinsky5T2VPipeline.fast_sta_nabla(
-            frames, height // 8, width // 8, *nabla.sta_window_thw, device="cpu"
+            frames, height // 8, width // 8, *nabla.sta_window_thw, device=device
         )
         sparse = {"sta_mask": window[None, None], "to_fractal": True, "P": nabla.cdf_threshold}
     out = model(
@@ -86,28 +107,28 @@ def run_upstream(
         encoder_hidden_states=text_tokens,
         timestep=t * 1000,
         pooled_projections=text_pooled,
-        visual_rope_pos=[torch.arange(frames), torch.arange(height), torch.arange(width)],
-        text_rope_pos=torch.arange(text_tokens.shape[1]),
-        scale_factor=(1.0, 2.0, 2.0),
+        visual_rope_pos=[torch.arange(size, device=device) for size in (frames, height, width)],
+        text_rope_pos=torch.arange(text_tokens.shape[1], device=device),
+        scale_factor=rope_scale,
         sparse_params=sparse,
     ).sample
     return out.movedim(-1, 1)
 
 
-def patch_nabla() -> None:
-    """Make diffusers' NABLA run on a CPU, as it means it: its own dispatcher refuses the mask.
+def attend_to_mask(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, **options):  # noqa: ANN001, ANN003, ANN201
+    """What diffusers' dispatcher should make of (B, S, N, K) and the mask of its NABLA.
 
-    Its mask of blocks is written out for every token, in the dtype of a bias: the way that a user
-    would find, and the peer of our sparse step.
+    The mask of blocks is written out for every token, in the dtype of a bias: the way that a user
+    would find, and the peer of our sparse step. Everything else goes to the dispatcher itself.
     """
-    plain = upstream.dispatch_attention_fn
+    if not isinstance(attn_mask, BlockMask):
+        return _dispatch(query, key, value, attn_mask=attn_mask, **options)
+    mask = attn_mask.to_dense().bool()
+    mask = mask.repeat_interleave(64, -1).repeat_interleave(64, -2)
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
-    def attend_to_mask(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, **options):  # noqa: ANN001, ANN003, ANN202
-        if not isinstance(attn_mask, BlockMask):
-            return plain(query, key, value, attn_mask=attn_mask, **options)
-        mask = attn_mask.to_dense().bool()
-        mask = mask.repeat_interleave(64, -1).repeat_interleave(64, -2)
-        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
+def patch_nabla() -> None:
+    """Make diffusers' NABLA run as it means it: its own dispatcher refuses or ignores the mask."""
     upstream.dispatch_attention_fn = attend_to_mask

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Sequence
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from kandinsky_core.files import atomic_write
 
 from .case import Goal, Result
+from .records import FILE, Section, as_data
 
 TITLES = {
     "attention": "Sparse attention",
@@ -25,73 +21,41 @@ TITLES = {
 MIB = 2**20
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return {
-        "processor": capabilities.get("cpu_name") or platform.processor() or platform.machine(),
-        "vectors": torch.backends.cpu.get_cpu_capability(),
-        "bf16 units": [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)],
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "diffusers": version("diffusers"),
-        "python": platform.python_version(),
-    }
-
-
-def write(results: Sequence[Result], folder: Path) -> None:
+def write(sections: Mapping[str, Section], folder: Path) -> None:
     """Write report.md, results.json and a plot of the attention speed-ups."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = machine()
     for name, text in (
-        ("results.json", json.dumps(as_data(results, facts), indent=1) + "\n"),
-        ("report.md", as_markdown(results, facts)),
+        (FILE, json.dumps(as_data(sections), indent=1) + "\n"),
+        ("report.md", as_markdown(sections)),
     ):
         with atomic_write(folder / name) as part:
             part.write_text(text, encoding="utf-8")
-    plot_attention(results, folder / "attention.png")
+    if "attention" in sections:
+        plot_attention(sections["attention"].results, folder / "attention.png")
 
 
-def as_data(results: Sequence[Result], facts: dict[str, Any]) -> dict[str, Any]:
-    """Everything that was measured, for programs."""
-    return {
-        "machine": facts,
-        "cases": [
-            {
-                "group": result.case.group,
-                "name": result.case.name,
-                **result.case.facts,
-                "readings": {name: asdict(each) for name, each in result.readings.items()},
-                "goals": [
-                    {**asdict(goal), "ratio": result.ratio(goal)} for goal in result.case.goals
-                ],
-            }
-            for result in results
-        ],
-    }
-
-
-def as_markdown(results: Sequence[Result], facts: dict[str, Any]) -> str:
+def as_markdown(sections: Mapping[str, Section]) -> str:
     """A table for each group; the first candidate of a case is what the others are held against."""
-    described = ", ".join(f"{key} {_text(value)}" for key, value in facts.items() if value)
     lines = [
         "# Benchmarks",
         "",
         "Made by `make bench`: one process, candidates in turn, medians with quartiles; faster is",
-        "the ratio of medians against the first candidate of the case. Memory is the largest",
-        "resident set above the start. Random weights and inputs.",
-        "",
-        f"Machine: {described}.",
+        "the ratio of medians against the first candidate of the case. Memory is what was taken",
+        "above the start: on a CPU the largest resident set, on CUDA the most that torch had given",
+        "out. Random weights and inputs.",
     ]
     for group, title in TITLES.items():
-        chosen = [result for result in results if result.case.group == group]
-        if not chosen:
+        if group not in sections:
             continue
-        lines += ["", f"## {title}", "", "| work | candidate | ms | quartiles | faster | MiB |"]
+        section = sections[group]
+        facts = section.machine.items()
+        described = ", ".join(f"{key} {_text(value)}" for key, value in facts if value)
+        lines += ["", f"## {title}", "", f"Measured on {section.date}: {described}."]
+        lines += ["", "| work | candidate | ms | quartiles | faster | MiB |"]
         lines += ["|---|---|---|---|---|---|"]
-        for result in chosen:
+        for result in section.results:
             lines += _rows(result)
-        judged = [(result, goal) for result in chosen for goal in result.case.goals]
+        judged = [(result, goal) for result in section.results for goal in result.goals]
         if judged:
             lines += ["", "| goal | measured | goal | at least | |", "|---|---|---|---|---|"]
             lines += [_verdict(result, goal) for result, goal in judged]
@@ -106,7 +70,7 @@ def _rows(result: Result) -> list[str]:
     for index, (name, reading) in enumerate(result.readings.items()):
         peak = "" if reading.peak_bytes is None else f"{reading.peak_bytes / MIB:.0f}"
         rows.append(
-            f"| {result.case.name if index == 0 else ''} | {name} | {_ms(reading.seconds)} | "
+            f"| {result.name if index == 0 else ''} | {name} | {_ms(reading.seconds)} | "
             f"{_ms(reading.low)} to {_ms(reading.high)} | "
             f"{'' if index == 0 else f'{peer.seconds / reading.seconds:.2f}x'} | {peak} |"
         )
@@ -124,7 +88,7 @@ def _verdict(result: Result, goal: Goal) -> str:
         measured = f"{ratio:.2f}x"
         verdict = "goal met" if beyond else "reached" if reached else "**missed**"
     return (
-        f"| {what}{goal.ours} against {goal.peer}: {result.case.name} | {measured} | "
+        f"| {what}{goal.ours} against {goal.peer}: {result.name} | {measured} | "
         f"{goal.goal:g}x | {goal.least:g}x | {verdict} |"
     )
 
@@ -133,31 +97,31 @@ def plot_attention(results: Sequence[Result], path: Path) -> None:
     """Speed-up over density at one length, and over length at 10 %, with the ideal."""
     from matplotlib import pyplot
 
-    chosen = [r for r in results if r.case.facts.get("head_dim") == 64]
+    chosen = [r for r in results if r.facts.get("head_dim") == 64]
     if not chosen:
         return
-    lengths = [r.case.facts["tokens"] for r in chosen]
+    lengths = [r.facts["tokens"] for r in chosen]
     middle = max(set(lengths), key=lengths.count)
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, key, rows in (
-        (axes[0], "density", [r for r in chosen if r.case.facts["tokens"] == middle]),
-        (axes[1], "tokens", [r for r in chosen if r.case.facts["density"] == 0.1]),
+        (axes[0], "density", [r for r in chosen if r.facts["tokens"] == middle]),
+        (axes[1], "tokens", [r for r in chosen if r.facts["density"] == 0.1]),
     ):
         for dtype, style in (("fp32", "-o"), ("bf16", "--s")):
             of_dtype = sorted(
-                (r for r in rows if r.case.facts["dtype"] == dtype), key=lambda r: r.case.facts[key]
+                (r for r in rows if r.facts["dtype"] == dtype), key=lambda r: r.facts[key]
             )
             for name in {name for r in of_dtype for name in r.readings} - {"sdpa dense"}:
                 points = [
                     (
-                        r.case.facts[key],
+                        r.facts[key],
                         r.readings["sdpa dense"].seconds / r.readings[name].seconds,
                     )
                     for r in of_dtype
                     if name in r.readings
                 ]
                 axis.plot(*zip(*points, strict=True), style, label=f"{name}, {dtype}")
-        ideal = sorted({(r.case.facts[key], r.case.facts["ideal"]) for r in rows})
+        ideal = sorted({(r.facts[key], r.facts["ideal"]) for r in rows})
         axis.plot(*zip(*ideal, strict=True), ":", color="gray", label="ideal")
         axis.set(xscale="log", yscale="log", xlabel=key, ylabel="times faster than dense")
         axis.grid(visible=True, which="both", alpha=0.3)

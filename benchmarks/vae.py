@@ -13,7 +13,7 @@ from kandinsky_core.config import VideoVAEConfig
 from kandinsky_core.models import VideoVAE
 
 from .case import Case, Goal
-from .measure import Run
+from .meter import Run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SMALL = VideoVAEConfig(block_out_channels=(32, 64, 128, 128))
@@ -23,7 +23,7 @@ LATENT_THW = (5, 16, 24)
 
 
 def build_pair(
-    config: VideoVAEConfig, dtype: torch.dtype
+    config: VideoVAEConfig, dtype: torch.dtype, device: torch.device
 ) -> tuple[VideoVAE, AutoencoderKLHunyuanVideo]:
     """Ours and diffusers' with the same random weights."""
     torch.manual_seed(0)
@@ -36,32 +36,36 @@ def build_pair(
     )
     ours = VideoVAE(config)
     ours.load_state_dict(theirs.state_dict())
-    ours = ours.to(dtype).eval().requires_grad_(False)
-    return ours, theirs.to(dtype).eval().requires_grad_(False)
+    ours = ours.to(device, dtype).eval().requires_grad_(False)
+    return ours, theirs.to(device, dtype).eval().requires_grad_(False)
 
 
-def decode(config: VideoVAEConfig, thw: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Run]:
+def decode(
+    config: VideoVAEConfig, thw: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> dict[str, Run]:
     """Latents to pixels, one tile."""
-    ours, theirs = build_pair(config, dtype)
-    latents = torch.randn(1, config.latent_channels, *thw).to(dtype)
+    ours, theirs = build_pair(config, dtype, device)
+    latents = torch.randn(1, config.latent_channels, *thw).to(device, dtype)
     return {
         "diffusers": torch.no_grad()(lambda: theirs.decode(latents)),
         "ours": torch.no_grad()(partial(ours.decode, latents)),
     }
 
 
-def encode(config: VideoVAEConfig, thw: tuple[int, int, int], dtype: torch.dtype) -> dict[str, Run]:
+def encode(
+    config: VideoVAEConfig, thw: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> dict[str, Run]:
     """Pixels to latents, one tile."""
-    ours, theirs = build_pair(config, dtype)
+    ours, theirs = build_pair(config, dtype, device)
     t, h, w = thw
-    pixels = torch.rand(1, 3, 4 * (t - 1) + 1, 8 * h, 8 * w).to(dtype) * 2 - 1
+    pixels = torch.rand(1, 3, 4 * (t - 1) + 1, 8 * h, 8 * w).to(device, dtype) * 2 - 1
     return {
         "diffusers": torch.no_grad()(lambda: theirs.encode(pixels)),
         "ours": torch.no_grad()(partial(ours.encode, pixels)),
     }
 
 
-def cases(quick: bool) -> Iterator[Case]:
+def cases(quick: bool, device: torch.device) -> Iterator[Case]:
     """Decoding and encoding, both dtypes."""
     config = replace(SMALL, block_out_channels=(32, 32, 32, 32)) if quick else SMALL
     thw = (2, 4, 4) if quick else LATENT_THW
@@ -72,11 +76,16 @@ def cases(quick: bool) -> Iterator[Case]:
         yield Case(
             "vae",
             f"decode {size}, {name}",
-            partial(decode, config, thw, dtype),
+            partial(decode, config, thw, dtype, device),
             (
                 Goal("ours", "diffusers", *goals[name]),
                 Goal("ours", "diffusers", 1.0, 1.0, memory=True),
             ),
             repeats=5,
         )
-        yield Case("vae", f"encode {size}, {name}", partial(encode, config, thw, dtype), repeats=5)
+        yield Case(
+            "vae",
+            f"encode {size}, {name}",
+            partial(encode, config, thw, dtype, device),
+            repeats=5,
+        )

@@ -10,22 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from .cli_expand import add_expand_command, add_expansion, expand_with
 from .cli_lora import add_lora_commands
-from .cli_options import add_model, add_prompt, add_sampling, add_speed, parse_lora
-from .cli_output import check_outputs, sample_with_progress, say, suffix_of, write_result
-from .errors import import_extra
+from .cli_magcache import add_calibrate, make_magcaches
+from .cli_options import add_attention, add_model, add_prompt, add_sampling, add_speed
+from .cli_output import check_outputs, note, sample_with_progress, say, suffix_of, write_result
+from .cli_request import choose_task, load_parts, make_request, read_given_image
 from .plan_cli import add_plan
 from .workflows import add_convert
 
 if TYPE_CHECKING:
-    from .caching import MagCache
-    from .checkpoint import CheckpointInfo
-    from .generate import GenerateRequest
     from .pipeline import Pipeline
-    from .settings import Task
 
 GIB = 2**30
 
@@ -37,10 +32,6 @@ examples:
   %(prog)s "a fox in the snow" --model kandinsky5lite_t2v_sft_5s.safetensors \\
       --vae hunyuan_video_vae.safetensors --text-encoder folder_with_text_encoders
   %(prog)s --prompts prompts.txt --output clips
-"""
-CALIBRATE = """\
-Measure how much each step of a checkpoint resembles the one before it, which MagCache needs where
-no such ratios were published. One run in full measures them for any prompt and number of steps.
 """
 
 
@@ -71,26 +62,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--vae-memory", type=float, metavar="GIB", help="most that the VAE may take (default: 8)"
     )
     add_sampling(make)
+    add_attention(make)
     add_speed(make)
     add_expansion(make).add_argument(
         "--expand", action="store_true", help="have the text encoder write the prompt out first"
     )
     make.set_defaults(run=run_generate)
     add_plan(commands)
-
-    measure = commands.add_parser(
-        "calibrate", help="measure a checkpoint's MagCache ratios", description=CALIBRATE
-    )
-    add_prompt(measure)
-    measure.add_argument(
-        "--output",
-        type=Path,
-        default=Path("magcache_ratios.json"),
-        help=".json (default: magcache_ratios.json)",
-    )
-    add_model(measure)
-    add_sampling(measure)
-    measure.set_defaults(run=run_calibrate)
+    add_calibrate(commands)
 
     show = commands.add_parser("show", help="say what a video or an image was made with")
     show.add_argument("path", type=Path, help="an .mp4 or .png of this program or of ComfyUI")
@@ -124,7 +103,7 @@ def run_generate(args: argparse.Namespace) -> None:
     from .pipeline import identify_model
 
     info = identify_model(args.model)
-    task = _task(args, info)
+    task = choose_task(args, info)
     jobs = unfinished(list_jobs(args, suffix_of(task)))
     if not jobs:
         return
@@ -132,12 +111,12 @@ def run_generate(args: argparse.Namespace) -> None:
         job.output = check_outputs(job.output, job.sheet, task)
     if args.vae_memory is not None and not args.vae_memory > 0:
         raise ValueError(f"--vae-memory is {args.vae_memory}: give GiB, more than 0")
-    caches = [make_magcache(job, info) for job in jobs]
-    image = _image(args)
-    requests = [_request(job, task, image) for job in jobs]
-    pipeline = _load(args)
+    caches = make_magcaches(jobs, info, task)
+    image = read_given_image(args)
+    requests = [make_request(job, task, image) for job in jobs]
+    pipeline = load_parts(args)
     for match in pipeline.loras:
-        _note(match.note)
+        note(match.note)
     for job, request in zip(jobs, requests, strict=True):
         with naming(job):
             settle(pipeline, request)
@@ -159,118 +138,6 @@ def run_generate(args: argparse.Namespace) -> None:
         write_result(result, job.output, job.sheet, metadata, budget)
         if cache is not None:
             sys.stderr.write(cache.summary() + "\n")
-
-
-def run_calibrate(args: argparse.Namespace) -> None:
-    """Sample once in full and write the ratios between its steps."""
-    from .caching import Calibration, describe_release, save_ratios
-    from .files import check_writable
-    from .pipeline import identify_model
-
-    info = identify_model(args.model)
-    task = _task(args, info)
-    if args.output.suffix.lower() != ".json":
-        raise ValueError(f"--output {args.output} cannot hold ratios: give a .json file")
-    check_writable(args.output)
-    import_extra("tqdm", "video")
-    calibration, request = Calibration(), _request(args, task, _image(args))
-    result = sample_with_progress(_load(args), request, calibration)
-    release = describe_release(info.release)
-    measured_on = {
-        "release": release,
-        "model": str(args.model),
-        "task": task,
-        "size": list(result.shape.size),
-        "frames": result.shape.num_frames,
-        "steps": result.settings.num_steps,
-        "cfg": result.settings.guidance_scale,
-        "shift": result.settings.shift,
-        "prompt": args.prompt,
-        "seed": args.seed,
-    }
-    save_ratios(args.output, calibration.ratios(release), measured_on)
-    say(str(args.output))
-    sys.stderr.write(f"use them with: generate --magcache --magcache-ratios {args.output}\n")
-
-
-def make_magcache(args: argparse.Namespace, info: CheckpointInfo) -> MagCache | None:
-    """The MagCache that was asked for, with a note where its ratios may not fit the model."""
-    from .caching import MagCache, describe_release, find_ratios, load_ratios
-
-    if args.magcache is None and args.magcache_ratios is None:
-        return None
-    release, note = describe_release(info.release), ""
-    if args.magcache_ratios is not None:
-        ratios, measured_on = load_ratios(args.magcache_ratios)
-        if measured_on.get("release") != release:
-            note = f"{ratios.source} was measured on {measured_on.get('release')}, not on {release}"
-    else:
-        settings = info.settings
-        if args.height and args.width:
-            settings = settings.for_size(args.height, args.width)
-        ratios = find_ratios(info.release, settings)
-        assumed = [
-            fact
-            for fact in ("task", "seconds", "stage")
-            if getattr(info, fact) is not None and info.sources.get(fact) == "default"
-        ]
-        if assumed:
-            guess = ", ".join(assumed)
-            note = f"MagCache takes this model for {release} (a guess: {guess})"
-    _note(note)
-    if isinstance(args.magcache, float):
-        return MagCache(ratios, threshold=args.magcache)
-    return MagCache(ratios)
-
-
-def _task(args: argparse.Namespace, info: CheckpointInfo) -> Task:
-    from .generate import default_task
-
-    return args.task or default_task(info.tasks, with_image=args.image is not None)
-
-
-def _image(args: argparse.Namespace) -> np.ndarray | None:
-    from .video import read_image
-
-    return read_image(args.image) if args.image else None
-
-
-def _request(args: argparse.Namespace, task: Task, image: np.ndarray | None) -> GenerateRequest:
-    from .generate import GenerateRequest
-
-    return GenerateRequest(
-        prompt=args.prompt,
-        task=task,
-        negative_prompt=args.negative_prompt,
-        image=image,
-        height=args.height,
-        width=args.width,
-        num_frames=args.frames,
-        num_steps=args.steps,
-        guidance_scale=args.cfg,
-        shift=args.shift,
-        rope_scale=tuple(args.rope_scale) if args.rope_scale else None,
-        seed=args.seed,
-        use_triggers=not args.no_lora_trigger,
-        normalize=args.normalize,
-        unguided_last_step=args.unguided_last_step,
-    )
-
-
-def _load(args: argparse.Namespace) -> Pipeline:
-    import torch
-
-    from .pipeline import load_pipeline
-
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return load_pipeline(
-        args.model,
-        vae=args.vae,
-        text_encoder=args.text_encoder,
-        dtype=dtypes.get(args.dtype),
-        device=args.device,
-        loras=[parse_lora(each) for each in args.lora],
-    )
 
 
 def run_show(args: argparse.Namespace) -> None:
@@ -304,12 +171,7 @@ def _mention_unknown_words(pipeline: Pipeline, prompt: str) -> None:
     if isinstance(pipeline.text_encoder, NanoTextEncoder):
         words = pipeline.text_encoder.unknown_words(prompt)
         if words:
-            _note(f"this model never learnt: {', '.join(words)}")
-
-
-def _note(text: str) -> None:
-    if text:
-        sys.stderr.write(f"note: {text}\n")
+            note(f"this model never learnt: {', '.join(words)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,12 +20,22 @@ if TYPE_CHECKING:
 
 _OPTION_OF = {"length": "frames"}
 """Setting of a prompt -> option, where the names differ."""
-_SAME_RESULT = (
-    *("task", "image", "model", "negative_prompt", "height", "width", "frames", "steps", "cfg"),
-    *("shift", "rope_scale", "seed", "magcache", "magcache_ratios"),
-    *("lora", "no_lora_trigger", "expand", "keep_language", "max_tokens", "temperature"),
+DECIDING = (
+    *("prompt", "negative_prompt", "task", "image", "seed"),
+    *("model", "vae", "text_encoder", "dtype", "lora", "no_lora_trigger"),
+    *("height", "width", "size_class", "frames", "steps", "cfg", "shift", "rope_scale"),
+    *("normalize", "unguided_last_step", "attention", "nabla_p", "attention_backend"),
+    *("magcache", "magcache_ratios", "expand", "keep_language", "max_tokens", "temperature"),
 )
-"""Options that decide what a prompt gives."""
+"""Options that decide what a job gives: if one differs, it is another job with another output."""
+NOT_DECIDING = ("prompts", "split", "output", "sheet", "device", "vae_memory")
+"""The others of `generate`. A list that was stopped goes on elsewhere and with less memory, at
+differences of rounding and of blended tiles."""
+
+_PARTS = ("vae", "text_encoder", "dtype")
+"""Options beside the settings that a result tells where they are given."""
+_SWITCHES = ("unguided_last_step", "no_lora_trigger")
+"""Likewise, where they are on."""
 
 
 def list_jobs(args: argparse.Namespace, suffix: str) -> list[argparse.Namespace]:
@@ -137,6 +147,12 @@ def result_metadata(
         texts["original_prompt"] = args.prompt
     if args.lora:
         texts["lora"] = ", ".join(args.lora)
+    texts |= {name: str(getattr(args, name)) for name in _PARTS if getattr(args, name) is not None}
+    texts |= {name: "yes" for name in _SWITCHES if getattr(args, name)}
+    if args.attention_backend != "auto":
+        texts["attention_backend"] = args.attention_backend
+    if not args.normalize:
+        texts["normalize"] = "no"
     return texts
 
 
@@ -169,7 +185,7 @@ def _job(
 ) -> argparse.Namespace:
     own = {_OPTION_OF.get(name, name): value for name, value in entry.settings.items()}
     job = argparse.Namespace(**{**vars(args), **own, "prompt": entry.prompt})
-    facts = {name: str(getattr(job, name)) for name in _SAME_RESULT} | {"prompt": entry.prompt}
+    facts = {name: str(getattr(job, name)) for name in DECIDING}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     job.output = folder / f"{entry.short_name}_seed{job.seed}_{digest[:8]}{suffix}"
     job.where = f"{args.prompts}, line {entry.line}"

@@ -36,7 +36,9 @@ def add_prompt(command: argparse.ArgumentParser, *, or_list: bool = False) -> No
 def add_model(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Which weights; returns the group."""
     parts = command.add_argument_group("model")
-    parts.add_argument("--model", default="nano", help='"nano" (default), a file or a folder')
+    parts.add_argument(
+        "--model", default="nano", help='"nano" (default), "nano-edit", a file or a folder'
+    )
     parts.add_argument("--vae", type=Path, help="VAE file, where the model is a single file")
     parts.add_argument(
         "--text-encoder",
@@ -68,6 +70,13 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
     how.add_argument("--negative-prompt", help="what to avoid")
     how.add_argument("--height", type=int, help="pixels")
     how.add_argument("--width", type=int, help="pixels")
+    how.add_argument(
+        "--size-class",
+        choices=("auto", "small", "large"),
+        default="auto",
+        help="sizes that a checkpoint was trained at, with their settings: small is 512 (nano "
+        "128), large 1024 on Pro (nano 256) (default: by height and width; small without them)",
+    )
     how.add_argument("--frames", type=int, help="clip length, 4k + 1")
     how.add_argument("--steps", type=int, help="sampling steps")
     how.add_argument("--cfg", type=float, help="guidance scale; 1 turns it off")
@@ -89,6 +98,31 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
         "--unguided-last-step", action="store_true", help="no guidance at the last step"
     )
     how.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
+
+
+def add_attention(command: argparse.ArgumentParser) -> None:
+    """Which tokens see each other, and what computes it."""
+    which = command.add_argument_group("attention")
+    which.add_argument(
+        "--attention",
+        choices=("auto", "dense", "nabla"),
+        default="auto",
+        help="nabla is sparse, for sizes that divide into its tiles (default: the checkpoint's)",
+    )
+    which.add_argument(
+        "--nabla-p",
+        type=float,
+        metavar="P",
+        help="share of attention that NABLA's kept blocks must cover; less is sparser "
+        "(default: the checkpoint's)",
+    )
+    which.add_argument(
+        "--attention-backend",
+        default="auto",
+        metavar="NAME",
+        help="dense, gathered, flex, compiled, sage...; a wrong name is answered with those that "
+        "can be used here (default: auto, the fastest that is exact)",
+    )
 
 
 def add_speed(command: argparse.ArgumentParser) -> None:

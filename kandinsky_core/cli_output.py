@@ -103,3 +103,9 @@ def _remembering(frames: Iterable[np.ndarray], shown: list[np.ndarray]) -> Itera
 def say(line: str) -> None:
     """Print a line of what was asked for."""
     sys.stdout.write(line + "\n")
+
+
+def note(text: str) -> None:
+    """Print a remark beside what was asked for, if there is one."""
+    if text:
+        sys.stderr.write(f"note: {text}\n")

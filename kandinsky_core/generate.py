@@ -26,8 +26,9 @@ from .flow import (
 )
 from .guided_model import GuidedModel
 from .models import ImageVAE, VideoVAE, to_model_space, to_vae_space
+from .overrides import SizeClass, row_of_class
 from .pipeline import Pipeline, nabla_for
-from .settings import Attention, SamplingSettings, Task
+from .settings import EXAMPLE_FILES, Attention, SamplingSettings, Task
 from .shapes import Size, VideoShape, cover_crop, resolve_size
 from .text import TextConditioning
 from .video import to_pixels, to_uint8
@@ -54,6 +55,8 @@ class GenerateRequest:
     """Pixels."""
     width: int | None = None
     """Pixels."""
+    size_class: SizeClass = "auto"
+    """Sizes and settings to use; auto goes by height and width, and is small without them."""
     num_frames: int | None = None
     """Frames, 4k + 1; always 1 for images."""
     num_steps: int | None = None
@@ -116,11 +119,33 @@ class Generated:
 
 
 def default_task(tasks: Sequence[Task], *, with_image: bool) -> Task:
-    """The first task of a model that starts from an image, or that does not."""
+    """The first task of a model that starts from an image, or that does not.
+
+    Where it has none, the one that was meant, which `check_task` refuses.
+    """
     for task in tasks:
         if (task in IMAGE_TASKS) == with_image:
             return task
+    if with_image:
+        return "i2i" if tasks[0] in STILL_TASKS else "i2v"
     return tasks[0]
+
+
+def check_task(task: Task, tasks: Sequence[Task]) -> None:
+    """Refuse a task that a model was not trained for.
+
+    Args:
+        task: What is to be made from what.
+        tasks: Those of the model.
+
+    Raises:
+        ValueError: It is none of them; the sentence names a file that does it.
+    """
+    if task not in tasks:
+        raise ValueError(
+            f"task {task} is not what this model was trained for; choose {' or '.join(tasks)}, or "
+            f"load a file for it such as {EXAMPLE_FILES[task]}"
+        )
 
 
 def generate(
@@ -136,7 +161,8 @@ def generate(
         pipeline: The model.
         request: What to make.
         on_step: Called after every sampling step; may raise to cancel.
-        cache: Decides which steps run the network's visual blocks; None always runs them.
+        cache: Decides which steps run the network's visual blocks; None always runs them. Holds
+            no tensors afterwards.
 
     Returns:
         Latents, and frames to be decoded from them.
@@ -173,10 +199,14 @@ def generate(
         unguided_from=times[-2].item() if request.unguided_last_step else 0.0,
     )
     latents = noise
-    for step in sample(model, noise.to(pipeline.device), times, condition=condition):
-        latents = step.latents
-        if on_step is not None:
-            on_step(step)
+    try:
+        for step in sample(model, noise.to(pipeline.device), times, condition=condition):
+            latents = step.latents
+            if on_step is not None:
+                on_step(step)
+    finally:
+        if cache is not None:
+            cache.end()
 
     if condition.first_frame is not None and request.normalize:
         latents = normalize_first_frames(latents)
@@ -216,7 +246,9 @@ def settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[VideoShape, Sa
         ValueError: The model cannot do what is asked; the sentence says what would do.
     """
     _check_task(pipeline, request)
-    settings = pipeline.settings
+    settings = row_of_class(
+        pipeline.settings, request.size_class, request.height or 0, request.width or 0
+    )
     tiled = replace(settings, attention=request.attention or settings.attention)
     # a checkpoint made for one size alone is not asked for the image's own aspect
     aspects = settings.sizes if request.task == "i2i" or len(settings.sizes) == 1 else None
@@ -229,7 +261,6 @@ def settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[VideoShape, Sa
         area=settings.area,
         choices=aspects,
     )
-    settings = settings.for_size(*size)
     given = {
         "num_frames": 1 if request.task in STILL_TASKS else request.num_frames,
         "num_steps": request.num_steps,
@@ -241,16 +272,17 @@ def settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[VideoShape, Sa
         "nabla_p": request.nabla_p,
     }
     settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
+    if nabla_for(settings) is None and request.nabla_p is not None:
+        raise ValueError(
+            f"nabla_p is {request.nabla_p:g} and attention is dense here: choose attention nabla, "
+            "or leave nabla_p out"
+        )
     shape = VideoShape(settings.num_frames, *size)
     return shape.check(settings.geometry(pipeline.geometry)), settings
 
 
 def _check_task(pipeline: Pipeline, request: GenerateRequest) -> None:
-    if request.task not in pipeline.tasks:
-        raise ValueError(
-            f"task {request.task} is not what this model was trained for; "
-            f"choose {' or '.join(pipeline.tasks)}, or load another model"
-        )
+    check_task(request.task, pipeline.tasks)
     wants_image = request.task in IMAGE_TASKS
     if wants_image and request.image is None:
         raise ValueError(f"task {request.task} starts from an image, got none; give one")

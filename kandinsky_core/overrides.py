@@ -37,6 +37,8 @@ class ChosenSettings:
     """One size class; its only size and its `num_frames` are what will be made."""
     sources: Mapping[str, str]
     """Field of `settings` -> where its value comes from."""
+    trained: SamplingSettings
+    """The checkpoint's own, of every size class."""
 
     def describe(self) -> str:
         """One line a value, with its source."""
@@ -57,6 +59,9 @@ class ChosenSettings:
             values.append(("P", f"{settings.nabla_p:g}", "nabla_p"))
         negative = settings.negative_prompt or "(empty)"
         values.append(("negative prompt", negative, "negative_prompt"))
+        sizes = ", ".join(f"{width} x {height}" for height, width in self.trained.all_sizes)
+        lengths = ", ".join(map(str, self.trained.frame_choices))
+        values += [("trained sizes", sizes, ""), ("trained lengths", lengths, "")]
         return "\n".join(
             f"{name}: {value} ({self.sources.get(field, TABLE)})" for name, value, field in values
         )
@@ -89,7 +94,7 @@ def choose_settings(
         ValueError: There is no such size class, or the size or length does not fit the model.
     """
     overrides = overrides or {}
-    row = _row(settings, size_class, height, width)
+    row = row_of_class(settings, size_class, height, width)
     values = {field: override.value for field, override in overrides.items()}
     _check_length(row, values.get("num_frames", row.num_frames))
     chosen = replace(row, larger=None, **values)
@@ -103,12 +108,27 @@ def choose_settings(
     if height:
         size_source = TYPED if size in row.sizes else f"{TYPED}, not a size it was trained at"
     sources = {field: override.source for field, override in overrides.items()}
-    return ChosenSettings(replace(chosen, sizes=(size,)), sources | {"sizes": size_source})
+    if chosen.num_frames not in row.frame_choices:
+        source = sources.get("num_frames", TABLE)
+        sources["num_frames"] = f"{source}, not a length it was trained at"
+    sources["sizes"] = size_source
+    return ChosenSettings(replace(chosen, sizes=(size,)), sources, settings)
 
 
-def _row(
-    settings: SamplingSettings, size_class: SizeClass, height: int, width: int
+def row_of_class(
+    settings: SamplingSettings, size_class: SizeClass, height: int = 0, width: int = 0
 ) -> SamplingSettings:
+    """The settings of a size class.
+
+    Args:
+        settings: Of the checkpoint, from its smallest size class.
+        size_class: Which; auto takes the one that the size belongs to, and the smallest without.
+        height: Pixels; 0 if it is still to be chosen.
+        width: Pixels; 0 if it is still to be chosen.
+
+    Raises:
+        ValueError: The checkpoint has no such size class.
+    """
     if size_class == "auto":
         return settings.for_size(height, width) if height and width else settings
     if size_class == "small":

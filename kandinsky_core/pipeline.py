@@ -24,13 +24,15 @@ from .checkpoint import (
 )
 from .config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from .models import CrossDiT, ImageVAE, VideoVAE
-from .nano import nano_path
+from .nano import NanoPart, nano_path
 from .settings import SamplingSettings, Task
 from .shapes import Geometry
 from .text import TextEncoder, load_qwen_clip_folder
 from .variants import VAE_OF
 
 NANO = "nano"
+BUNDLED: dict[str, NanoPart] = {NANO: "transformer", "nano-edit": "edit_transformer"}
+"""Names of the bundled models -> their transformers."""
 """Name of the bundled model, and of its variant."""
 
 
@@ -77,7 +79,8 @@ def identify_model(model: str | Path = NANO) -> CheckpointInfo:
     """Say what `load_pipeline` would load, from the transformer's header alone.
 
     Args:
-        model: "nano" for the bundled model, a Diffusers folder, or a transformer's file.
+        model: "nano" or "nano-edit" for the bundled models, a Diffusers folder, or a
+            transformer's file.
 
     Returns:
         What the transformer is.
@@ -85,7 +88,8 @@ def identify_model(model: str | Path = NANO) -> CheckpointInfo:
     Raises:
         CheckpointError: There is no such model, or it is another.
     """
-    path = nano_path("transformer") if str(model) == NANO else Path(model)
+    bundled = BUNDLED.get(str(model))
+    path = Path(model) if bundled is None else nano_path(bundled)
     return identify(path, component="transformer")
 
 
@@ -101,7 +105,8 @@ def load_pipeline(
     """Load a transformer with the VAE and text encoder that belong to it.
 
     Args:
-        model: "nano" for the bundled model, a Diffusers folder, or a transformer's file.
+        model: "nano" or "nano-edit" for the bundled models, a Diffusers folder, or a
+            transformer's file.
         vae: File or folder of the VAE; needed where `model` is a single file, unless of nano.
         text_encoder: Folder with text_encoder, tokenizer, text_encoder_2 and tokenizer_2, or
             nano's file; needed where `model` is a single file, unless of nano.

@@ -241,6 +241,7 @@ RELEASES: dict[Release, SamplingSettings] = {
     Release("nano", "t2v", None, "pretrain"): _NANO,
     Release("nano", "i2v", None, "pretrain"): _NANO,
     Release("nano", "t2i", None, "pretrain"): _NANO_IMAGE,
+    Release("nano", "i2i", None, "pretrain"): _NANO_IMAGE,
     Release("debug", "t2v", None, "pretrain"): _DEBUG,
 }
 """Checkpoint -> the settings it was made for."""
@@ -254,6 +255,38 @@ DEFAULT_RELEASES: dict[str, Release] = {
     "debug": Release("debug", "t2v", None, "pretrain"),
 }
 """Variant -> what to assume when neither the file's name nor its metadata says more."""
+
+EXAMPLE_FILES: dict[Task, str] = {
+    "t2v": "kandinsky5lite_t2v_sft_5s",
+    "i2v": "kandinsky5lite_i2v_5s or kandinsky5pro_i2v_sft_5s",
+    "t2i": "kandinsky5lite_t2i",
+    "i2i": "kandinsky5lite_i2i, or the bundled nano edit",
+}
+"""Task -> files to name where a model does not do it."""
+
+_ONE_FILE_FOR_ALL = ("nano",)
+"""Variants whose rows are one file, which edits apart: it is named for its first task."""
+
+
+def tasks_of(release: Release, *, is_known: bool) -> tuple[Task, ...]:
+    """What a checkpoint makes.
+
+    Args:
+        release: What is known of the checkpoint.
+        is_known: Whether its task was found and not assumed.
+
+    Returns:
+        Its tasks. Weights of image to video also make video from text; if the task is assumed,
+        it may be any of its variant's. Only edit checkpoints edit.
+    """
+    if release.task == "i2i":
+        return ("i2i",)
+    if release.variant in _ONE_FILE_FOR_ALL or not is_known:
+        tasks: list[Task] = [row.task for row in RELEASES if row.variant == release.variant]
+        return tuple(dict.fromkeys(task for task in tasks if task != "i2i"))
+    if release.task == "i2v":
+        return ("t2v", "i2v")
+    return (release.task,)
 
 
 def find_settings(release: Release) -> tuple[SamplingSettings, Release]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..kandinsky_core.shapes import check_frames
+from ..kandinsky_core.shapes import check_frames, check_size
 from . import host
 from .convert import fill_size
 from .latents import CATEGORY, MAX_FRAMES, batch_input, empty_latent, size_inputs
@@ -88,7 +88,16 @@ class ExtendVideo(io.ComfyNode):
                 f"length: {length} frames leave nothing to make after the {overlap} repeated ones; "
                 "choose a longer clip."
             )
-        latent = empty_latent(frames.shape[2], frames.shape[1], length, 1)
+        height, width = frames.shape[1:3]
+        try:
+            check_size(height, width)
+        except ValueError as error:
+            raise ValueError(f"frames: {error} Put Fit Image (Kandinsky 5) before it.") from error
+        try:
+            check_frames(length)
+        except ValueError as error:
+            raise ValueError(f"length: {error}") from error
+        latent = empty_latent(width, height, length, 1)
         start, space = host.encode_clip(vae, frames[-overlap:, ..., :3])
         values = {host.FIRST_FRAME: start, host.SPACE: space}
         return io.NodeOutput(

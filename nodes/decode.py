@@ -41,7 +41,13 @@ class Decode(io.ComfyNode):
                 "with the length of the video. Tiles are chosen by what is free, or by a budget."
             ),
             inputs=[
-                io.Vae.Input("vae", tooltip="From Load VAE (Kandinsky 5)."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip=(
+                        "From Load VAE (Kandinsky 5). Another one, e.g. of Load VAE, decodes as in "
+                        "VAE Decode."
+                    ),
+                ),
                 io.Latent.Input("latent", tooltip="A sampled latent."),
                 budget_input(),
             ],

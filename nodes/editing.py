@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from comfy_api.latest import io
 
+from ..kandinsky_core.overrides import SizeClass, row_of_class
 from ..kandinsky_core.shapes import RELEASED, VideoShape, resolve_size
 from . import host
 from .convert import fill_size
@@ -45,6 +46,16 @@ class FitImage(io.ComfyNode):
                     step=16,
                     tooltip="Pixels; 0 for both sides chooses.",
                 ),
+                io.Combo.Input(
+                    "size_class",
+                    options=list(get_args(SizeClass)),
+                    default="auto",
+                    optional=True,
+                    tooltip=(
+                        "Sizes to choose from, as in Checkpoint Settings: large is 1024 on Pro "
+                        "(nano 256). auto goes by width and height, and is small without them."
+                    ),
+                ),
             ],
             outputs=[
                 io.Image.Output("image_out", display_name="image", tooltip="The crop."),
@@ -55,10 +66,15 @@ class FitImage(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, image: torch.Tensor, width: int = 0, height: int = 0
+        cls,
+        model: Any,
+        image: torch.Tensor,
+        width: int = 0,
+        height: int = 0,
+        size_class: SizeClass = "auto",
     ) -> io.NodeOutput:
-        settings = host.settings_for(model, None)
-        has_aspects = "i2v" not in host.model_info(model).tasks or len(settings.sizes) == 1
+        settings = row_of_class(host.settings_for(model, None), size_class, height, width)
+        has_aspects = "t2v" not in host.model_info(model).tasks or len(settings.sizes) == 1
         try:
             height, width = resolve_size(
                 height or None,

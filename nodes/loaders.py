@@ -11,12 +11,13 @@ from ..kandinsky_core.nano import nano_path
 from . import host
 
 CATEGORY = "Kandinsky 5/loaders"
-NO_FILE = "(none)"
 
 
 def _path(
     folder: host.Folder, name: str, input_id: str, part: Literal["transformer", "vae"]
 ) -> Path:
+    if name == host.NANO_EDIT:
+        return nano_path("edit_transformer")
     return nano_path(part) if name == host.NANO else host.locate(folder, name, input_id)
 
 
@@ -30,13 +31,13 @@ class LoadModel(io.ComfyNode):
             display_name="Load Model (Kandinsky 5)",
             category=CATEGORY,
             description=(
-                "Loads a Kandinsky 5 transformer: nano, which comes with the pack, or a "
-                ".safetensors or .gguf file from models/diffusion_models."
+                "Loads a Kandinsky 5 transformer: nano or nano edit, which come with the pack, or "
+                "a .safetensors or .gguf file from models/diffusion_models."
             ),
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=host.choices("diffusion_models", host.NANO),
+                    options=host.choices("diffusion_models", host.NANO, host.NANO_EDIT),
                     tooltip=(
                         "The model. Its size is read off the weights, its task and settings off "
                         "the file name or metadata."
@@ -95,8 +96,8 @@ class LoadTextEncoders(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "clip_name",
-                    options=host.choices("text_encoders", NO_FILE),
-                    default=NO_FILE,
+                    options=host.choices("text_encoders", host.NO_FILE),
+                    default=host.NO_FILE,
                     tooltip=("CLIP-L (clip_l.safetensors), needed beside Qwen. nano needs none."),
                 ),
                 io.Combo.Input(
@@ -129,7 +130,7 @@ class LoadTextEncoders(io.ComfyNode):
             return io.NodeOutput(host.load_text_encoders(nano_path("text_encoder"), None, task))
         qwen = host.locate("text_encoders", qwen_name, "qwen_name")
         clip = None
-        if clip_name != NO_FILE:
+        if clip_name != host.NO_FILE:
             clip = host.locate("text_encoders", clip_name, "clip_name")
         return io.NodeOutput(host.load_text_encoders(qwen, clip, task))
 

@@ -42,8 +42,9 @@ class LoadLora(io.ComfyNode):
                     "clip",
                     optional=True,
                     tooltip=(
-                        "From Load Text Encoders (Kandinsky 5). Its copy puts the trigger text "
-                        "before each prompt: use it for the positive prompt alone."
+                        "From Load Text Encoders (Kandinsky 5), or ComfyUI's own of type "
+                        "kandinsky5. Its copy puts the trigger text before each prompt: use it for "
+                        "the positive prompt alone."
                     ),
                 ),
             ],

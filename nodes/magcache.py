@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..kandinsky_core.caching import (
     MagRatios,
+    describe_mismatch,
     describe_release,
     find_ratios,
     load_ratios,
+    released_names,
+    released_ratios,
     save_ratios,
 )
-from ..kandinsky_core.settings import Release
+from ..kandinsky_core.settings import Release, Task
 from ..kandinsky_core.shapes import Size
 from . import host
 from .sampling import make_sigmas
@@ -38,7 +42,13 @@ class CacheSteps(io.ComfyNode):
                 "schedule; other runs are computed in full."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="From Load Model (Kandinsky 5)."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "From Load Model (Kandinsky 5), or Kandinsky 5 as ComfyUI's own nodes load "
+                        "it, for which ratios are chosen below."
+                    ),
+                ),
                 io.Float.Input(
                     "threshold",
                     default=0.12,
@@ -67,10 +77,11 @@ class CacheSteps(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "ratios",
-                    options=[FROM_CHECKPOINT, *host.ratio_names()],
+                    options=[FROM_CHECKPOINT, *released_names(), *host.ratio_names()],
                     tooltip=(
                         "What tells which steps resemble each other: published with the "
-                        "checkpoint, or a file that Calibrate MagCache wrote."
+                        "checkpoint, published with the release you name (size, task, seconds, "
+                        "stage, sd or hd), or a file that Calibrate MagCache wrote."
                     ),
                 ),
                 io.String.Input(
@@ -94,7 +105,7 @@ class CacheSteps(io.ComfyNode):
     ) -> str:
         """Change when a file is calibrated anew."""
         name = ratios_name or ratios
-        if name == FROM_CHECKPOINT:
+        if name in (FROM_CHECKPOINT, *released_names()):
             return name
         path = host.ratios_path(name, "ratios")
         return f"{path} {path.stat().st_mtime_ns if path.is_file() else None}"
@@ -110,17 +121,14 @@ class CacheSteps(io.ComfyNode):
         ratios_name: str | None = None,
     ) -> io.NodeOutput:
         name = ratios_name or ratios
+        if not host.is_kandinsky(model):
+            model = host.with_native_blocks(model)
         if name == FROM_CHECKPOINT:
-            _check_published(model)
-
-            def find(size: Size) -> MagRatios:
-                return _published(model, size)
+            find = _from_checkpoint(model)
+        elif name in released_names():
+            find = _released(name)
         else:
-            calibrated = _from_file(model, name, "ratios_name" if ratios_name else "ratios")
-
-            def find(size: Size) -> MagRatios:  # noqa: ARG001  a file is of one size
-                return calibrated
-
+            find = _from_file(model, name, "ratios_name" if ratios_name else "ratios")
         return io.NodeOutput(
             host.with_magcache(
                 model, find, threshold=threshold, max_skips=max_skips, retention=retention
@@ -227,6 +235,7 @@ class CalibrateCache(io.ComfyNode):
         measured_on = {
             "release": release,
             "model": info.path.name,
+            "task": host.task_of((values for _, values in positive), latent["samples"]),
             "size": [height, width],
             "latent": list(latent["samples"].shape),
             "steps": len(sigmas) - 1,
@@ -257,19 +266,35 @@ def _published(model: Any, size: Size) -> MagRatios:
         ) from error
 
 
-def _check_published(model: Any) -> None:
-    """Refuse a checkpoint without ratios at once and not when sampling starts."""
+def _from_checkpoint(model: Any) -> Callable[[Size, Task], MagRatios]:
+    """The published ratios; a checkpoint without any is refused at once and not in sampling."""
+    if not host.is_kandinsky(model):
+        raise ValueError(
+            f"ratios: {FROM_CHECKPOINT} reads a model of Load Model (Kandinsky 5), this one is "
+            "ComfyUI's own; choose the release that it is, e.g. k5_lite_t2v_5s_sft_sd, or a file."
+        )
+
+    def find(size: Size, task: Task) -> MagRatios:  # noqa: ARG001  a checkpoint has one table a size
+        return _published(model, size)
+
     sizes = host.settings_for(model, None).all_sizes
     for size in sizes[1:]:
         try:
             _published(model, size)
         except ValueError:
             continue
-        return
+        return find
     _published(model, sizes[0])
+    return find
 
 
-def _from_file(model: Any, name: str, input_id: str) -> MagRatios:
+def _released(name: str) -> Callable[[Size, Task], MagRatios]:
+    ratios = released_ratios(name)  # of one size
+    return lambda _size, _task: ratios
+
+
+def _from_file(model: Any, name: str, input_id: str) -> Callable[[Size, Task], MagRatios]:
+    """The ratios of a file, with a warning, once, where they are used for what they are not of."""
     path = host.ratios_path(name, input_id)
     if not path.is_file():
         known = ", ".join(host.ratio_names()) or "none yet"
@@ -278,9 +303,17 @@ def _from_file(model: Any, name: str, input_id: str) -> MagRatios:
             "make one with Calibrate MagCache (Kandinsky 5)."
         )
     ratios, measured_on = load_ratios(path)
-    release = describe_release(_release(model))
-    if measured_on.get("release") != release:
-        logging.warning(
-            "MagCache: %s was measured on %s, not on %s", name, measured_on.get("release"), release
-        )
-    return ratios
+    if not host.is_kandinsky(model):
+        return lambda _size, _task: ratios  # it does not tell what it is
+    release, settings = _release(model), host.settings_for(model, None)
+    said: set[str] = set()
+
+    def find(size: Size, task: Task) -> MagRatios:
+        row = settings.for_size(*size)
+        mismatch = describe_mismatch(measured_on, release, settings, row=row, task=task)
+        if mismatch and mismatch not in said:
+            said.add(mismatch)
+            logging.warning("MagCache: %s %s.", name, mismatch)
+        return ratios
+
+    return find

@@ -108,7 +108,8 @@ class SparseAttention(io.ComfyNode):
                     options=list(TILES),
                     tooltip=(
                         "Tokens of a block, time x height x width; a token is 16 x 16 pixels. "
-                        "Checkpoints were trained with 1x8x8. For mode on."
+                        "Checkpoints were trained with 1x8x8; for other models the first choice "
+                        "takes the nearest that divides the size. For mode on."
                     ),
                 ),
                 io.Combo.Input(
@@ -158,10 +159,12 @@ class SparseAttention(io.ComfyNode):
 
 
 def _foreign(model: Any, mode: str, choice: host.AttentionChoice) -> Any:
-    """A MODEL of the host's own with the numbers of the node, or as it was."""
+    """A MODEL of the host's own with the numbers of the node, or as it was before such a node."""
     if choice.attention is None:
         raise ValueError(
             f"mode: {mode} reads the settings of a checkpoint from Load Model (Kandinsky 5), this "
             "model is another; choose on, with the numbers below, or off."
         )
-    return model if choice.attention == "dense" else host.with_foreign_nabla(model, choice)
+    if choice.attention == "dense":
+        return host.without_foreign_nabla(model)
+    return host.with_foreign_nabla(model, choice)

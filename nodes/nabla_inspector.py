@@ -70,7 +70,13 @@ class NablaInspector(io.ComfyNode):
                 "positive prompt."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="A model that runs with NABLA at this size."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "A model that runs with NABLA at this size. Experimental: other models "
+                        "behind NABLA (Kandinsky 5), with steps and cfg given."
+                    ),
+                ),
                 io.Conditioning.Input("positive", tooltip="What to make."),
                 io.Conditioning.Input("negative", tooltip="What to guide away from."),
                 io.Latent.Input("latent", tooltip="What to sample."),
@@ -107,6 +113,15 @@ class NablaInspector(io.ComfyNode):
                         "and column; -1 is the one in the middle."
                     ),
                 ),
+                io.Float.Input(
+                    "cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Guidance: 1 is none; 0 uses what the checkpoint was made for.",
+                ),
             ],
             outputs=[
                 io.Image.Output("density", display_name="density"),
@@ -130,9 +145,9 @@ class NablaInspector(io.ComfyNode):
         step: int,
         vae: Any = None,
         tile: int = -1,
+        cfg: float = 0.0,
     ) -> io.NodeOutput:
-        settings = host.settings_for(model, latent)
-        sigmas = make_sigmas(model, steps, 0.0, 1.0, latent)
+        sigmas, cfg = _run_settings(model, steps, cfg, latent)
         if step >= len(sigmas) - 1:
             raise ValueError(
                 f"step: the run has {len(sigmas) - 1} steps, found {step}; give 0 to "
@@ -145,13 +160,13 @@ class NablaInspector(io.ComfyNode):
             sigmas,
             positive=positive,
             negative=negative,
-            cfg=settings.guidance_scale,
+            cfg=cfg,
             seed=seed,
         )
         if not recorder.density:
             raise ValueError(
                 "model: it attends densely at this size, so there are no maps; put NABLA "
-                "(Kandinsky 5) with mode on before this node."
+                "(Kandinsky 5) with mode on before this node, or see in the log what kept it off."
             )
         table = recorder.table()
         heads = len(next(iter(recorder.density.values())))
@@ -178,7 +193,8 @@ class NablaInspector(io.ComfyNode):
             f"{t} x {h} x {w} tiles squared",
         )
         place = tuple(int(index) for index in np.unravel_index(number, grid))
-        attended = draw_attended(_pictures(sampled, vae), kept[number].reshape(grid), place)
+        pictures = _pictures(sampled, vae, host.is_kandinsky(model))
+        attended = draw_attended(pictures, kept[number].reshape(grid), place)
         return io.NodeOutput(
             frames_to_image(density),
             frames_to_image(block_map),
@@ -187,13 +203,31 @@ class NablaInspector(io.ComfyNode):
         )
 
 
-def _pictures(latent: dict[str, Any], vae: Any) -> np.ndarray:
+def _run_settings(
+    model: Any, steps: int, cfg: float, latent: dict[str, Any]
+) -> tuple[torch.Tensor, float]:
+    """Times and guidance scale: given, or the checkpoint's if the MODEL has one."""
+    if host.is_kandinsky(model):
+        sigmas = make_sigmas(model, steps, 0.0, 1.0, latent)
+        return sigmas, cfg or host.settings_for(model, latent).guidance_scale
+    if not (steps and cfg):
+        raise ValueError(
+            f"steps, cfg: 0 reads the settings of a checkpoint from Load Model (Kandinsky 5), this "
+            f"model is another; found steps {steps} and cfg {cfg:g}, give both."
+        )
+    return host.native_sigmas(model, steps), cfg
+
+
+def _pictures(latent: dict[str, Any], vae: Any, ours: bool) -> np.ndarray:
     """A picture for each latent frame of the first clip, uint8 (T, H, W, 3); grey without a VAE."""
     samples = latent["samples"][:1]
     count = samples.shape[2] if samples.ndim == 5 else 1
     if vae is None:
         return np.full((count, *host.pixel_size(samples), 3), 160, np.uint8)
-    stream = host.decode_frames(vae, {**latent, "samples": samples}, 0.0)
-    image = pixels_to_image(stream.chunks, stream.num_frames)
-    frames = (image * 255).round().to(torch.uint8).numpy()
+    if ours:
+        stream = host.decode_frames(vae, {**latent, "samples": samples}, 0.0)
+        image = pixels_to_image(stream.chunks, stream.num_frames)
+    else:
+        image = vae.decode(samples).flatten(0, -4)  # (1, F, H, W, 3) or (F, H, W, 3)
+    frames = (image * 255).round().to(torch.uint8).cpu().numpy()
     return frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]

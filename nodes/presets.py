@@ -27,7 +27,7 @@ class PresetValues(io.ComfyNode):
             category="Kandinsky 5",
             description=(
                 "Every value of one kind of work, as its checkpoint was made for: connect them to "
-                "the loader, the samplers and Empty Latent."
+                "the loaders, the samplers and Empty Latent."
             ),
             inputs=[
                 io.Combo.Input(
@@ -68,18 +68,42 @@ class PresetValues(io.ComfyNode):
                     display_name="report",
                     tooltip="The values, their sources and the files needed.",
                 ),
+                _Choice.Output(
+                    "vae_name", display_name="vae_name", tooltip="For vae_name of Load VAE."
+                ),
+                _Choice.Output(
+                    "qwen_name",
+                    display_name="qwen_name",
+                    tooltip="For qwen_name of Load Text Encoders.",
+                ),
+                _Choice.Output(
+                    "clip_name",
+                    display_name="clip_name",
+                    tooltip="For clip_name of Load Text Encoders.",
+                ),
+                _Choice.Output(
+                    "weight_dtype",
+                    display_name="weight_dtype",
+                    tooltip="For weight_dtype of Load Model: by graphics card and file.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, preset: str, orientation: Orientation) -> io.NodeOutput:
-        chosen = PRESETS[preset].choose(orientation)
-        release, settings = PRESETS[preset].release, chosen.settings
-        stem = PRESETS[preset].file_name
-        name = host.NANO if stem is None else host.find_name("diffusion_models", stem)
+        row = PRESETS[preset]
+        chosen, release = row.choose(orientation), row.release
+        settings = chosen.settings
+        name = host.NANO_EDIT if release.task == "i2i" else host.NANO
+        qwen, clip, vae = host.NANO, host.NO_FILE, host.NANO
+        if row.file_name is not None and row.parts is not None:
+            name = host.find_model(row.file_name, release)
+            qwen, clip = (host.find_part("text_encoders", part) for part in row.parts[:2])
+            vae = host.find_part("vae", row.parts[2])
         report = (
             f"{describe_release(release)}: {name}; needs {NEEDS[release.variant]}\n"
+            f"text encoders {qwen}, {clip}; VAE {vae}\n"
             f"{chosen.describe()}"
         )
         host.show_text(cls.hidden, report)
@@ -96,4 +120,8 @@ class PresetValues(io.ComfyNode):
             name,
             release.task,
             report,
+            vae,
+            qwen,
+            clip,
+            "default",
         )

@@ -6,10 +6,9 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..kandinsky_core.prompts import MOST_PROMPTS, PromptEntry, Split, parse_prompts
+from ..kandinsky_core.prompts import MOST_PROMPTS, Split
 from . import host
 
-NO_FILE = "(none)"
 MOST_SEED = 0xFFFFFFFFFFFFFFFF
 
 _OWN: dict[str, Any] = {
@@ -34,7 +33,9 @@ class PromptList(io.ComfyNode):
             category="Kandinsky 5",
             description=(
                 "Runs the nodes after it once for every prompt of a list. Settings of one prompt "
-                "stand behind it: a red circle moves up | seed=7 steps=20."
+                "stand behind it: a red circle moves up | seed=7 steps=20. Run saves nothing "
+                "before all are done; Edit > Queue Kandinsky 5 prompts one by one saves each "
+                "before the next begins."
             ),
             inputs=[
                 io.String.Input(
@@ -44,8 +45,8 @@ class PromptList(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "file",
-                    options=[NO_FILE, *host.input_texts()],
-                    default=NO_FILE,
+                    options=[host.NO_FILE, *host.input_texts()],
+                    default=host.NO_FILE,
                     tooltip="A .txt file in ComfyUI's input folder, whose prompts come after text.",
                 ),
                 io.Combo.Input(
@@ -84,8 +85,9 @@ class PromptList(io.ComfyNode):
                     min=0,
                     max=MOST_PROMPTS,
                     tooltip=(
-                        "How many to run; 0 is all. Results of all of them are in memory at once: "
-                        "run long clips a few at a time."
+                        "How many to run; 0 is all. In one run the results of all of them are in "
+                        "memory at once and saved at the end; Edit > Queue Kandinsky 5 prompts one "
+                        "by one makes a run of each."
                     ),
                 ),
             ],
@@ -112,6 +114,7 @@ class PromptList(io.ComfyNode):
                     for name, kind in _OWN.items()
                 ),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -120,9 +123,9 @@ class PromptList(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str = NO_FILE, **_: Any) -> str:
+    def fingerprint_inputs(cls, file: str = host.NO_FILE, **_: Any) -> str:
         """Change when the file does."""
-        return file if file == NO_FILE else host.fingerprint_input(file)
+        return file if file == host.NO_FILE else host.fingerprint_input(file)
 
     @classmethod
     def execute(
@@ -135,11 +138,7 @@ class PromptList(io.ComfyNode):
         start: int,
         count: int,
     ) -> io.NodeOutput:
-        entries: list[PromptEntry] = []
-        if text.strip() or file == NO_FILE:
-            entries += parse_prompts(text, source="text", split=split)
-        if file != NO_FILE:
-            entries += parse_prompts(host.read_input_text(file, "file"), source=file, split=split)
+        entries = host.read_prompts(text, file, split)
         if start > len(entries):
             raise ValueError(
                 f"start: expected at most {len(entries)}, the number of prompts, found {start}."
@@ -157,4 +156,8 @@ class PromptList(io.ComfyNode):
             for (index, entry), own in zip(numbered, seeds, strict=True)
         ]
         own = [[entry.settings.get(name, 0) for _, entry in numbered] for name in _OWN]
-        return io.NodeOutput([entry.prompt for _, entry in numbered], seeds, names, *own)
+        prompts = [entry.prompt for _, entry in numbered]
+        for prompt, its_seed, name in zip(prompts, seeds, names, strict=True):
+            values = {"prompt": prompt, "seed": its_seed, "name": name}
+            host.record(cls.hidden, "K5_PromptList", values)
+        return io.NodeOutput(prompts, seeds, names, *own)

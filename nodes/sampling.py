@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..kandinsky_core.flow import timesteps
+from ..kandinsky_core.shapes import pixel_shape
 from . import host
 
 CATEGORY = "Kandinsky 5"
@@ -54,11 +55,14 @@ def make_sigmas(
     """The core's times, cut to the last `steps` for a denoise below 1 as ComfyUI does."""
     if denoise <= 0.0:
         return torch.empty(0)
-    settings = host.settings_for(model, latent)
-    steps = steps or settings.num_steps
-    shift = shift or host.sampling_shift(model) or settings.shift
+    steps = steps or host.settings_for(model, latent).num_steps
     total = steps if denoise > 0.9999 else int(steps / denoise)
-    return timesteps(total, shift)[-(steps + 1) :]
+    return timesteps(total, resolve_shift(model, shift, latent))[-(steps + 1) :]
+
+
+def resolve_shift(model: Any, shift: float, latent: dict[str, Any] | None) -> float:
+    """What is typed, else what a node put on the model, else the checkpoint's."""
+    return shift or host.sampling_shift(model) or host.settings_for(model, latent).shift
 
 
 class Schedule(io.ComfyNode):
@@ -109,7 +113,8 @@ class Sampler(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Samples with the settings of the checkpoint and plain Euler steps. KSampler with "
-                "euler and simple gives the same latents."
+                "euler and simple gives the same latents. The prompt and the values used go into "
+                "the metadata of the saved file."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model, with or without LoRA and patches."),
@@ -152,6 +157,7 @@ class Sampler(io.ComfyNode):
                 ),
             ],
             outputs=[io.Latent.Output("latent_out", display_name="latent")],
+            hidden=[io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -169,17 +175,37 @@ class Sampler(io.ComfyNode):
         sigmas: torch.Tensor | None = None,
         unguided_last_step: bool = False,
     ) -> io.NodeOutput:
-        settings = host.settings_for(model, latent)
+        cfg = cfg or host.settings_for(model, latent).guidance_scale
+        used: dict[str, Any] = {}
         if sigmas is None:
             sigmas = make_sigmas(model, steps, shift, denoise, latent)
+            used = {"shift": resolve_shift(model, shift, latent), "denoise": denoise}
         sampled = host.sample_latents(
             model,
             latent,
             sigmas,
             positive=positive,
             negative=negative,
-            cfg=cfg or settings.guidance_scale,
+            cfg=cfg,
             seed=seed,
             unguided_last_step=unguided_last_step,
+        )
+        samples = sampled["samples"]
+        made = pixel_shape((samples.shape[2] if samples.ndim == 5 else 1, *samples.shape[-2:]))
+        host.record(
+            cls.hidden,
+            "K5_Sampler",
+            {
+                "prompt": host.prompt_of(positive),
+                "negative_prompt": host.prompt_of(negative),
+                "checkpoint": host.model_info(model).path.name,
+                "seed": seed,
+                "steps": max(len(sigmas) - 1, 0),
+                "cfg": cfg,
+                **used,
+                "width": made.width,
+                "height": made.height,
+                "length": made.num_frames,
+            },
         )
         return io.NodeOutput(sampled)

@@ -7,7 +7,13 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..kandinsky_core.checkpoint import CheckpointInfo
-from ..kandinsky_core.overrides import TYPED, Override, SizeClass, choose_settings
+from ..kandinsky_core.overrides import (
+    TYPED,
+    Orientation,
+    Override,
+    SizeClass,
+    choose_settings,
+)
 from ..kandinsky_core.settings import Attention
 from . import host
 from .latents import MAX_FRAMES, MAX_SIDE
@@ -113,6 +119,15 @@ def _override_inputs() -> list[io.Input]:
             optional=True,
             tooltip="NABLA's P: lower is sparser and faster; 0 takes the checkpoint's.",
         ),
+        io.Combo.Input(
+            "orientation",
+            options=list(get_args(Orientation)),
+            default="auto",
+            optional=True,
+            tooltip=(
+                "Which of the trained sizes, where width and height are 0; auto takes the first."
+            ),
+        ),
     ]
 
 
@@ -154,7 +169,9 @@ class Settings(io.ComfyNode):
                     tooltip="What the reference guides away from, for Text Encode.",
                 ),
                 io.String.Output(
-                    "report", display_name="report", tooltip="Where each value comes from."
+                    "report",
+                    display_name="report",
+                    tooltip="Where each value comes from, and the sizes and lengths trained at.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -174,6 +191,7 @@ class Settings(io.ComfyNode):
         rope_scale: float = 0.0,
         attention: str = "auto",
         cdf_threshold: float = 0.0,
+        orientation: Orientation = "auto",
     ) -> io.NodeOutput:
         info = host.model_info(model)
         typed = {
@@ -192,6 +210,7 @@ class Settings(io.ComfyNode):
         chosen = choose_settings(
             host.settings_for(model, None),
             size_class=size_class,
+            orientation=orientation,
             height=height,
             width=width,
             overrides=overrides,

@@ -58,4 +58,5 @@ class TextEncode(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, text: str, task: str, image: Any = None) -> io.NodeOutput:
         images = None if image is None else to_unit_range(image[..., :3])
-        return io.NodeOutput(host.encode_text(clip, text, task, images))
+        conditioning = host.encode_text(clip, text, task, images)
+        return io.NodeOutput(host.set_conditioning(conditioning, {host.PROMPT: text}))

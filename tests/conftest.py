@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from importlib import resources
+import sys
+from importlib import import_module, resources, util
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,23 @@ def artifacts() -> Path:
     folder = ROOT / "artifacts"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def benchmark():
+    """A module of the benchmarks: `benchmark("reference")`.
+
+    They are not installed, and their folder's parent must not be on the path (see pyproject.toml).
+    """
+    folder = ROOT / "benchmarks"
+    spec = util.spec_from_file_location(
+        "benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    sys.modules["benchmarks"] = package = util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    yield lambda name: import_module(f"benchmarks.{name}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ _ALWAYS: dict[str, Attend] = {
 }
 
 BACKENDS = (*_ALWAYS, "flex", *PACKAGES, "compiled")
-"""Names that `load_backend` knows. "auto" chooses among its own and "compiled"."""
+"""Names that `load_backend` knows. "auto" chooses among those that compute the same."""
 
 
 def missing(name: str) -> str | None:
@@ -38,8 +38,8 @@ def load_backend(name: str = "auto") -> Attend:
     """Get a backend.
 
     Args:
-        name: One of `BACKENDS`. "auto" chooses by device, dtype and density; "flex" compiles at
-            its first call; "sage" is an approximation; "compiled" has to be built once.
+        name: One of `BACKENDS`. "auto" chooses by device, dtype, size and density; "flex" compiles
+            at its first call; "sage" is an approximation; "compiled" has to be built once.
 
     Returns:
         An `Attend`; what its kernel cannot do, it hands to one that computes the same.
@@ -58,7 +58,7 @@ def load_backend(name: str = "auto") -> Attend:
             f"attention backend {name!r} cannot be used: {reason}; choose one of {available}"
         )
     if name in PACKAGES:
-        return PACKAGES[name].adapt(PACKAGES[name].load())
+        return PACKAGES[name].adapt(PACKAGES[name].load(), attend)
     if name == "flex":
         return make_attend_flex()
     return attend_compiled if name == "compiled" else _ALWAYS[name]

@@ -2,7 +2,16 @@
 
 from .calibration import Calibration
 from .magcache import BlockCache, Branch, Counts, MagCache
-from .ratios import MagRatios, describe_release, find_ratios, load_ratios, save_ratios
+from .ratios import (
+    MagRatios,
+    describe_mismatch,
+    describe_release,
+    find_ratios,
+    load_ratios,
+    released_names,
+    released_ratios,
+    save_ratios,
+)
 
 __all__ = [
     "BlockCache",
@@ -11,8 +20,11 @@ __all__ = [
     "Counts",
     "MagCache",
     "MagRatios",
+    "describe_mismatch",
     "describe_release",
     "find_ratios",
     "load_ratios",
+    "released_names",
+    "released_ratios",
     "save_ratios",
 ]

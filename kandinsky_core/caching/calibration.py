@@ -9,6 +9,7 @@ Letters: B batch, S visual tokens, D model dim.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -29,6 +30,7 @@ class Calibration:
     def __init__(self) -> None:
         """Prepare; `begin` starts a run."""
         self._num_steps = 0
+        self._calls: Counter[Branch] = Counter()
         self._ratios: dict[Branch, list[float]] = {}
         self._norms: dict[Branch, Tensor] = {}
 
@@ -41,6 +43,7 @@ class Calibration:
         if num_steps < 2:
             raise ValueError(f"a calibration compares steps and needs at least 2, got {num_steps}")
         self._num_steps = num_steps
+        self._calls.clear()
         self._ratios = {}
         self._norms = {}
 
@@ -48,6 +51,10 @@ class Calibration:
         """What stands around the visual blocks at the next call; see `BlockCache`."""
         check_branches(branches, self._num_steps)
         return partial(self._call, branches)
+
+    def end(self) -> None:
+        """Let go of the norms; what was measured stays."""
+        self._norms = {}
 
     def ratios(self, source: str) -> MagRatios:
         """What was measured.
@@ -61,8 +68,8 @@ class Calibration:
         Raises:
             ValueError: The run is not over, or its numbers are of no use.
         """
-        for branch in self._ratios or ("cond",):
-            done = len(self._ratios.get(branch, ())) + (branch in self._norms)
+        for branch in self._calls or ("cond",):
+            done = self._calls[branch]
             if done != self._num_steps or not done:
                 raise ValueError(
                     f"the calibration has seen {done} of {self._num_steps} steps of {branch}; let "
@@ -86,6 +93,7 @@ class Calibration:
         output = run(visual)
         norms = torch.linalg.vector_norm(output - visual, dim=-1, dtype=torch.float32)  # (B, S)
         for branch, now in zip(branches, split(norms, len(branches)), strict=True):
+            self._calls[branch] += 1
             ratios = self._ratios.setdefault(branch, [])
             if branch in self._norms:
                 ratio = (now / self._norms[branch]).mean().item()

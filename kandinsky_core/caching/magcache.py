@@ -55,6 +55,10 @@ class BlockCache(Protocol):
         """
         ...
 
+    def end(self) -> None:
+        """Let go of the tensors of a run, finished or not; what was counted stays."""
+        ...
+
 
 class Counts(NamedTuple):
     """How often one branch was called, and how often its blocks did not run."""
@@ -83,7 +87,7 @@ class _Track:
 class MagCache:
     """Reuses the visual blocks' residual where the ratios promise a small error.
 
-    After the last step it holds no tensors. Calls beyond the number of steps run in full.
+    After `end` it holds no tensors. Calls beyond the number of steps run in full.
     """
 
     def __init__(
@@ -132,6 +136,11 @@ class MagCache:
         """What stands around the visual blocks at the next call; see `BlockCache`."""
         check_branches(branches, self._num_steps)
         return partial(self._call, branches)
+
+    def end(self) -> None:
+        """Let go of the residuals; the counts stay."""
+        for track in self._tracks.values():
+            track.residual = None
 
     @property
     def counts(self) -> dict[Branch, Counts]:

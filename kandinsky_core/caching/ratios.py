@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from ..files import atomic_write
-from ..settings import SIZES_512, Release, SamplingSettings
+from ..settings import SIZES_512, Release, SamplingSettings, Task
 
 FORMAT = "kandinsky_core.magcache_ratios"
 VERSION = 1
@@ -111,16 +111,73 @@ def find_ratios(release: Release, settings: SamplingSettings) -> MagRatios:
     seconds = () if release.seconds is None else (f"{release.seconds}s",)
     resolution = "sd" if settings.area <= _AREA_SD else "hd"
     name = "_".join(("k5", str(size), release.task, *seconds, release.stage, resolution))
-    path = Path(__file__).with_name("released.json")
-    tables = json.loads(path.read_text(encoding="utf-8"))["tables"]
-    if size is None or name not in tables:
+    if size is None or name not in _released():
         height, width = settings.default_size
         raise ValueError(
             f"no MagCache ratios were published for {describe_release(release)} at {height}x{width}"
             ": measure them once with `python -m kandinsky_core calibrate` and give the file "
             "(--magcache-ratios)"
         )
-    return _from_columns(tables[name], name)
+    return released_ratios(name)
+
+
+def released_names() -> list[str]:
+    """Names of the published ratios, e.g. "k5_lite_t2v_5s_sft_sd"."""
+    return sorted(_released())
+
+
+def released_ratios(name: str) -> MagRatios:
+    """The published ratios of a name, for whom the checkpoint does not tell."""
+    return _from_columns(_released()[name], name)
+
+
+def _released() -> dict[str, Any]:
+    path = Path(__file__).with_name("released.json")
+    return json.loads(path.read_text(encoding="utf-8"))["tables"]
+
+
+def describe_mismatch(
+    measured_on: Mapping[str, Any],
+    release: Release,
+    settings: SamplingSettings,
+    *,
+    row: SamplingSettings,
+    task: Task,
+) -> str:
+    """What a calibration was measured on that will not run.
+
+    Args:
+        measured_on: What was noted about it, from `load_ratios`; a size or a task that was not
+            noted is not compared.
+        release: The checkpoint that will run.
+        settings: Its settings, from the smallest size class.
+        row: Those of the size class that will run.
+        task: What will be made from what.
+
+    Returns:
+        The rest of a sentence that starts with the ratios' name; empty if all is alike.
+    """
+    unlike: list[str] = []
+    measured, wanted = measured_on.get("release"), describe_release(release)
+    if measured != wanted:
+        unlike.append(f"on {measured or 'an unknown checkpoint'}, not on {wanted}")
+    size = measured_on.get("size")
+    if _is_size(size) and settings.for_size(*size) != row:
+        around = "x".join(map(str, row.default_size))
+        unlike.append(f"at {size[0]}x{size[1]}, not at sizes around {around}")
+    if measured_on.get("task", task) != task:
+        unlike.append(f"for {measured_on['task']}, not for {task}")
+    if not unlike:
+        return ""
+    return f"was measured {'; '.join(unlike)}: it may skip the wrong steps, calibrate for this"
+
+
+def _is_size(value: Any) -> TypeGuard[list[int]]:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(side, int) and side > 0 for side in value)
+    )
 
 
 def load_ratios(path: str | Path) -> tuple[MagRatios, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Weight files: what they are, loading them, saving them."""
 
 from .identify import describe_metadata, identify
-from .info import NEEDS, CheckpointInfo
+from .info import NEEDS, CheckpointInfo, facts_in_name
 from .load import (
     Checkpoint,
     assign_weights,
@@ -33,6 +33,7 @@ __all__ = [
     "add_triggers",
     "assign_weights",
     "describe_metadata",
+    "facts_in_name",
     "fitting_variants",
     "identify",
     "layer_shapes",

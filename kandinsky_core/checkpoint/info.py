@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..config import DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
-from ..settings import RELEASES, Release, SamplingSettings, Stage, Task
+from ..settings import Release, SamplingSettings, Stage, Task, tasks_of
 from ..weights import Component, Header
 from .families import QWEN_TEXT, QWEN_VISION, Family
 
@@ -91,14 +91,12 @@ class CheckpointInfo:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """What the file says, else what transformers of this size are for (I2V weights also make
-        video from text)."""
+        """What the file says, else what transformers of its task are for; see `tasks_of`."""
         if self.release is None:
             return ()
         if self.stated_tasks:
             return self.stated_tasks
-        variant = self.release.variant
-        return tuple(dict.fromkeys(row.task for row in RELEASES if row.variant == variant))
+        return tasks_of(self.release, is_known=self.sources.get("task") != "default")
 
     def to_dict(self) -> dict[str, Any]:
         """The same facts as plain values, for JSON."""
@@ -112,6 +110,7 @@ class CheckpointInfo:
             "precision": self.precision,
             "num_parameters": self.num_parameters,
             "task": self.task,
+            "tasks": list(self.tasks),
             "seconds": self.seconds,
             "stage": self.stage,
             "config": asdict(self.config) if self.config else None,
@@ -158,18 +157,25 @@ def _describe_compression(config: VideoVAEConfig | ImageVAEConfig) -> str:
 
 
 def _describe_settings(settings: SamplingSettings) -> str:
-    height, width = settings.default_size
+    sizes = _either(f"{height}x{width}" for height, width in settings.sizes)
     attention = settings.attention
     if attention == "nabla":
         attention = f"NABLA attention with P {settings.nabla_p:g}"
     else:
         attention = "dense attention"
     rope = ", ".join(f"{scale:g}" for scale in settings.rope_scale)
-    frames = f" x {settings.num_frames} frames at {settings.fps} fps" * (settings.num_frames > 1)
+    frames = ""
+    if settings.frame_choices != (1,):
+        frames = f", {_either(map(str, settings.frame_choices))} frames at {settings.fps} fps"
     return (
-        f"made for {height}x{width}{frames}: {settings.num_steps} steps, guidance "
+        f"made for {sizes} (height x width){frames}: {settings.num_steps} steps, guidance "
         f"{settings.guidance_scale:g}, shift {settings.shift:g}, RoPE scale ({rope}), {attention}"
     )
+
+
+def _either(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def facts_in_name(name: str) -> dict[str, str | int]:

@@ -6,10 +6,19 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import CheckpointError
-from .edit import EDIT_LORA, merge_edit, merged_edit
+from .edit import merge_edit, merged_edit, pack, unpack, write_difference
 
-__all__ = ["EDIT_LORA", "NanoPart", "merge_edit", "nano_path"]
+__all__ = [
+    "EDIT_DIFFERENCE",
+    "NanoPart",
+    "merge_edit",
+    "nano_path",
+    "pack",
+    "unpack",
+    "write_difference",
+]
 
+EDIT_DIFFERENCE = "edit_difference.safetensors"
 NanoPart = Literal["transformer", "edit_transformer", "text_encoder", "vae"]
 
 
@@ -21,7 +30,7 @@ def nano_path(part: NanoPart) -> Path:
         OutputError: "edit_transformer" had to be made, and the cache is not writable.
     """
     if part == "edit_transformer":
-        return merged_edit(nano_path("transformer"), _bundled(EDIT_LORA, "edit adapters"))
+        return merged_edit(nano_path("transformer"), _bundled(EDIT_DIFFERENCE, "edit model"))
     return _bundled(f"{part}.safetensors", part.replace("_", " "))
 
 

@@ -22,7 +22,12 @@ from .nano import (
 )
 from .protocol import Task, TextConditioning, TextEncoder
 from .qwen_clip import CLIP_LENGTH, NO_VISION, QwenClipTextEncoder, halve_images
-from .qwen_clip_load import load_qwen_clip, load_qwen_clip_folder, read_language_head
+from .qwen_clip_load import (
+    load_qwen_clip,
+    load_qwen_clip_folder,
+    needed_tensors,
+    read_language_head,
+)
 from .templates import (
     END_TAG,
     IMAGE_TAGS,
@@ -72,6 +77,7 @@ __all__ = [
     "load_nano_text_encoder",
     "load_qwen_clip",
     "load_qwen_clip_folder",
+    "needed_tensors",
     "read_language_head",
     "save_nano_text_encoder",
     "stop_ids",

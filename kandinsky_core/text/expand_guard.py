@@ -21,8 +21,14 @@ MIN_RUNS = 10
 ECHO_WORDS = 8
 """Words in a row that an answer may not share with its instruction."""
 
-_WORD = re.compile(r"\w+")
-_SENTENCE_END = re.compile(r"[.!?…。！？][\"'»”’)\]]*(?=\s|$)")
+# Thai, Lao, Burmese, Khmer; kana, Han: written without spaces, so that each character is a word
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+    "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"(?=\w)[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_CLOSING = "[\"'»”’)\\]」』）]*"
+_SENTENCE_END = re.compile(rf"[.!?…]{_CLOSING}(?=\s|$)|[。！？]{_CLOSING}")
 _STUTTER = re.compile(r"(\S.{0,15}?)(?:\s*\1){7}")
 _QUOTES = (('"', '"'), ("«", "»"), ("“", "”"), ("'", "'"))
 
@@ -40,7 +46,7 @@ class Review:
 
 
 def count_words(text: str) -> int:
-    """Number of words of any script."""
+    """Number of words; of characters where the script has no spaces between words."""
     return len(_WORD.findall(text))
 
 

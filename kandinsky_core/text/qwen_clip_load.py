@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, import_extra
-from ..weights import Header, WeightFiles, read_header, read_qwen_header
+from ..weights import Header, TensorEntry, WeightFiles, read_header, read_qwen_header
 from .qwen_clip import QwenClipTextEncoder
 from .writing import CannotWriteError
 
@@ -63,6 +63,23 @@ _PREFIXES = re.compile(r"^(?:(?:model|language_model|text_model|transformer|clip
 _HEAD = "lm_head."
 _UNUSED = re.compile(r"lm_head\.|logit_scale$|text_projection|position_ids$|inv_freq$")
 _VISION = "visual."
+
+
+def needed_tensors(header: Header) -> dict[str, TensorEntry]:
+    """The tensors that encoding needs, under names without what differs between layouts.
+
+    Args:
+        header: Of Qwen2.5-VL or CLIP.
+
+    Returns:
+        Name -> entry: "layers.0.self_attn.q_proj.weight", "visual.blocks.0.attn.qkv.weight",
+        "encoder.layers.0.mlp.fc1.weight", ...
+    """
+    return {
+        _PREFIXES.sub("", name): entry
+        for name, entry in header.tensors.items()
+        if not _UNUSED.search(name)
+    }
 
 
 def load_qwen_clip(
@@ -206,11 +223,7 @@ def _load_model(
 ) -> nn.Module:
     """Builds a model of transformers from weight files, called `label` in messages."""
     path = header.path
-    tensors = {
-        _PREFIXES.sub("", name): entry
-        for name, entry in header.tensors.items()
-        if not _UNUSED.search(name)
-    }
+    tensors = needed_tensors(header)
     has_config = path.is_dir() and (path / "config.json").is_file()
     config = config_class.from_pretrained(path) if has_config else config_class(**default_config)
     sees = any(name.startswith(_VISION) for name in tensors)

@@ -3,13 +3,14 @@
     python -m kandinsky_core.training.edit --run runs/nano_edit
     python -m kandinsky_core.training.evaluate --model runs/nano_edit/model
 
-What it does: adapters of low rank beside every linear layer of the finished, frozen transformer
-learn five edits (recolour, replace the shape, remove, move, change the background). The network
-sees the noisy target, the source and a mask of ones, as `flow/condition.py` gives them to an edit
-model, and an instruction. The adapters add up to a transformer of its own, which only edits, as in
-the large family; as adapters they are small enough to be bundled. The text encoder stays one for
-all tasks: it gets the words of the instructions after those that it knows, and what it knew it
-reads as before. No pair shows a held-out combination.
+What it does: from the finished transformer it makes one of its own that only edits (recolour,
+replace the shape, remove, move, change the background), as in the large family. The network sees
+the noisy target, the source and a mask of ones, as `flow/condition.py` gives them to an edit model,
+and an instruction. The text encoder stays one for all tasks: it gets the words of the instructions
+after those that it knows, and what it knew it reads as before. No pair shows a held-out
+combination. For the last third of the steps the network computes with what the bundled file can
+hold of its weights, four bits of their difference from the first ones (`nano/edit.py`), so that it
+learns to do with that.
 What it leaves out against the family's edit model: the text encoder does not see the source, as
 nano's has no eyes; what is meant by "it" the transformer must find in the picture.
 
@@ -21,26 +22,25 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.func import functional_call
 
-from ..checkpoint import LoraPair, load_vae, save_lora
+from ..checkpoint import load_vae
 from ..distributed import Group, launch
-from ..models import CrossDiT, VideoVAE
-from ..nano import EDIT_LORA, merge_edit
-from ..text import NanoTextEncoder, TextConditioning, save_nano_text_encoder
+from ..models import VideoVAE
+from ..nano import EDIT_DIFFERENCE, merge_edit, pack, unpack, write_difference
+from ..text import NanoTextEncoder, TextConditioning
 from .data import Bucket, encode_bucket
 from .edit_data import EditCache, encode_edit_shard
-from .loop import Loop, LoopSettings, Objective, step_generator, under
-from .lora import Adapters
+from .loop import Loop, LoopSettings, Objective, step_generator
 from .objectives import flow_loss
-from .optim import Schedule
+from .optim import Schedule, make_optimizers
 from .precision import compute_dtype
 from .pretrain import BATCH, IMAGES, IMAGES_256, NanoModel
 from .world import edit_vocabulary
@@ -49,8 +49,6 @@ EDITS: dict[Bucket, int] = {IMAGES: 16000, IMAGES_256: 800}
 """Pairs of each size that are encoded."""
 SHARES: dict[Bucket, float] = {IMAGES: 0.9, IMAGES_256: 0.1}
 """Probability of each size; batches cost about the same."""
-FIRST_LAYER = "visual_embeddings.in_layer"
-ALL_OTHERS = re.compile(rf"(?!{re.escape(FIRST_LAYER)}).*")
 
 
 def with_words(encoder: NanoTextEncoder, words: Sequence[str]) -> NanoTextEncoder:
@@ -72,27 +70,29 @@ def with_words(encoder: NanoTextEncoder, words: Sequence[str]) -> NanoTextEncode
 
 
 class Editor(nn.Module):
-    """What is trained: adapters of a frozen transformer, its first layer, and new words."""
+    """What is trained: a transformer, and the vectors of new words."""
 
-    def __init__(self, model: NanoModel, rank: int) -> None:
-        """Freeze a model and attach what is trained.
+    def __init__(self, model: NanoModel) -> None:
+        """Prepare finished weights.
 
         Args:
-            model: Finished weights; its transformer is changed.
-            rank: Of the adapters.
+            model: Its transformer is changed.
         """
         super().__init__()
+        self.transformer = model.transformer
+        self.before = {
+            name: parameter.detach().clone()
+            for name, parameter in self.transformer.named_parameters()
+            if parameter.ndim >= 2
+        }
+        # what the first layer made of sources is chance, and of a mask, that the frame is clean
+        first = self.transformer.visual_embeddings.in_layer
+        forget_condition(first, model.transformer.config.latent_channels)
         num_known = model.text_encoder.config.vocab_size
         self.text_encoder = with_words(model.text_encoder, edit_vocabulary())
         self.text_encoder.requires_grad_(False)
         words = self.text_encoder.word_embeddings.weight.requires_grad_(True)
         words.register_hook(lambda grad: torch.cat([0 * grad[:num_known], grad[num_known:]]))
-        self.adapters = Adapters(model.transformer, rank, rank, ALL_OTHERS)
-        self.first_layer = model.transformer.get_submodule(FIRST_LAYER)
-        assert isinstance(self.first_layer, nn.Linear)
-        self.before = self.first_layer.weight.detach().clone()
-        # what the layer made of sources is chance, and of a mask, that the frame is clean
-        forget_condition(self.first_layer, model.transformer.config.latent_channels)
 
     def encode_text(self, prompts: Sequence[str]) -> TextConditioning:
         """Encodes prompts with gradients."""
@@ -100,28 +100,18 @@ class Editor(nn.Module):
         tokens, pooled = self.text_encoder(ids, mask)
         return TextConditioning(tokens, mask, pooled)
 
-    def save(self, folder: Path, state: Mapping[str, Tensor], base: Path) -> None:
-        """Writes the adapters, the text encoder, and the transformer that only edits.
+    def rounded(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Calls the transformer with what the bundled file can hold of its weights.
 
-        Args:
-            folder: Where the three files go.
-            state: A state dict of this module, such as the averaged one.
-            base: The frozen transformer's file.
+        Gradients pass through the rounding as if there were none.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        pairs = self.adapters.pairs(under(state, "adapters."))
-        # of full rank, so the change itself and a unit matrix
-        change = state["first_layer.weight"] - self.before
-        pairs[FIRST_LAYER] = LoraPair(torch.eye(change.shape[1]), change, 1.0)
-        halves = {
-            name: LoraPair(pair.down.half(), pair.up.half(), pair.scale)
-            for name, pair in pairs.items()
-        }
-        save_lora(folder / EDIT_LORA, halves, "comfyui")
-        merge_edit(base, folder / EDIT_LORA, folder / "transformer.safetensors")
-        encoder = copy.deepcopy(self.text_encoder)
-        encoder.load_state_dict(under(state, "text_encoder."))
-        save_nano_text_encoder(folder / "text_encoder.safetensors", encoder.half())
+        weights = {}
+        for name, parameter in self.transformer.named_parameters():
+            if name in self.before:
+                change = parameter.detach() - self.before[name]
+                held = self.before[name] + unpack(*pack(change), change.shape)
+                weights[name] = parameter + (held - parameter.detach())
+        return functional_call(self.transformer, weights, args, kwargs)
 
 
 def forget_condition(layer: nn.Linear, channels: int) -> None:
@@ -137,23 +127,23 @@ def forget_condition(layer: nn.Linear, channels: int) -> None:
 
 
 def make_objective(
-    transformer: CrossDiT,
     editor: Editor,
     caches: Mapping[Bucket, EditCache],
     seed: int,
     rank: int = 0,
     *,
+    round_from: int | None = None,
     batch: Mapping[Bucket, int] = BATCH,
     dtype: torch.dtype = torch.float32,
 ) -> Objective:
     """The objective of `Loop`: a size for all processes, then each one's rows.
 
     Args:
-        transformer: With the editor's adapters.
         editor: What is trained.
         caches: Pairs of each size that is drawn; shares are those of `SHARES`.
         seed: Of everything random.
         rank: Of this process.
+        round_from: First step that is taken with rounded weights; None rounds none.
         batch: Rows of each size.
         dtype: In which the large matrices compute.
     """
@@ -167,10 +157,29 @@ def make_objective(
         generator = step_generator(seed, step, rank)
         drawn = caches[bucket].draw(batch[bucket], generator)
         text = editor.encode_text(drawn.prompts)
-        loss = flow_loss(transformer, text, drawn, generator, dtype=dtype)
+        is_rounded = round_from is not None and step >= round_from
+        network = editor.rounded if is_rounded else editor.transformer
+        loss = flow_loss(network, text, drawn, generator, dtype=dtype)
         return {"loss": loss, f"flow_{bucket.name}": loss.detach()}
 
     return objective
+
+
+def export(loop: Loop, editor: Editor, base: Path, folder: Path) -> None:
+    """Writes the averaged weights as they will be bundled: the difference, and what it makes.
+
+    Args:
+        loop: Of the editor.
+        editor: What is trained.
+        base: File of the transformer that it was made from.
+        folder: Where the files go.
+    """
+    averaged = copy.deepcopy(editor)
+    averaged.load_state_dict(loop.ema_state())
+    NanoModel(averaged.transformer, averaged.text_encoder).save(folder, task="i2i")
+    path, difference = folder / "transformer.safetensors", folder / EDIT_DIFFERENCE
+    write_difference(base, path, difference)
+    merge_edit(base, difference, path)
 
 
 def train(group: Group, args: argparse.Namespace) -> None:
@@ -189,13 +198,19 @@ def train(group: Group, args: argparse.Namespace) -> None:
 
     torch.manual_seed(args.seed)
     model = NanoModel.load(args.init)
-    editor = Editor(model, args.rank)
-    base = args.init / "transformer.safetensors"
+    editor = Editor(model)
     dtype = compute_dtype()
     Loop(
         editor,
-        make_objective(model.transformer, editor, caches, args.seed, group.rank, dtype=dtype),
-        [AdamW(editor.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)],
+        make_objective(
+            editor,
+            caches,
+            args.seed,
+            group.rank,
+            round_from=args.steps * 2 // 3,
+            dtype=dtype,
+        ),
+        make_optimizers(editor, args.lr, outer_lr=args.lr / 4, group=group, dtype=dtype),
         LoopSettings(
             Schedule(args.steps, warmup=100, decay=int(args.steps * 0.6)),
             ema_decay=0.998,
@@ -204,7 +219,9 @@ def train(group: Group, args: argparse.Namespace) -> None:
         ),
         args.run,
         group=group,
-        on_save=lambda loop: editor.save(args.run / "model", loop.ema_state(), base),
+        on_save=lambda loop: export(
+            loop, editor, args.init / "transformer.safetensors", args.run / "model"
+        ),
     ).run()
 
 
@@ -218,9 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--init", type=Path, default=Path("kandinsky_core/nano"), help="folder of finished weights"
     )
     parser.add_argument("--vae", type=Path, help="weights; default: those in --init")
-    parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args(arguments)

@@ -24,7 +24,7 @@ import torch
 from ..checkpoint import identify, load_transformer, load_vae
 from ..distributed import Group, launch
 from ..generate import GenerateRequest, generate
-from ..nano import nano_path
+from ..nano import NanoPart, nano_path
 from ..pipeline import Pipeline
 from ..text import load_nano_text_encoder
 from .evaluation_report import failures, make_report
@@ -41,7 +41,7 @@ from .world import (
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("transformer", "text_encoder", "vae")
+PARTS: tuple[NanoPart, ...] = ("transformer", "text_encoder", "vae")
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,20 @@ TEST_SETS: dict[str, TestSet] = {
 ALL_SETS: dict[str, TestSet | EditSet] = {**TEST_SETS, "i2i": EditSet("i2i")}
 
 
-def find_parts(folder: Path | None) -> dict[str, Path]:
-    """The three files of the model in a folder; those it lacks are the bundled ones."""
+def find_parts(folder: Path | None, *, edit: bool = False) -> dict[str, Path]:
+    """The three files of the model in a folder; those it lacks are the bundled ones.
+
+    Args:
+        folder: Of weights, or None.
+        edit: Whether the bundled transformer is the one that edits.
+    """
+    bundled: dict[str, NanoPart] = {part: part for part in PARTS}
+    if edit:
+        bundled["transformer"] = "edit_transformer"
     paths = {}
-    for part in PARTS:
+    for part, ours in bundled.items():
         path = None if folder is None else folder / f"{part}.safetensors"
-        paths[part] = path if path is not None and path.is_file() else nano_path(part)
+        paths[part] = path if path is not None and path.is_file() else nano_path(ours)
     return paths
 
 
@@ -219,8 +227,12 @@ def _share(
 
 
 def time_clips(pipeline: Pipeline, *, repeats: int = 3) -> float:
-    """Median seconds of a default clip, decoding included, after one to warm up."""
+    """Median seconds of a default clip or edit, decoding included, after one to warm up."""
     request = GenerateRequest("a red circle moving right")
+    if "t2v" not in pipeline.tasks:
+        question = held_out_edits(1)[0]
+        image = render(question.edit.source, pipeline.settings.default_size[0], 1)[0]
+        request = GenerateRequest(question.instruction, "i2i", image=image)
     seconds = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -242,6 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; ends with status 1 if `--floors` is given and a floor is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder of weights; default: the bundled ones")
+    parser.add_argument("--edit", action="store_true", help="judge the bundled edit model")
     parser.add_argument("--count", type=int, default=200, help="questions of each set, at most")
     parser.add_argument(
         "--sets", nargs="+", choices=list(ALL_SETS), help="default: those of the model's tasks"
@@ -258,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     given = {"num_steps": args.steps, "guidance_scale": args.guidance, "shift": args.shift}
     settings = {name: value for name, value in given.items() if value is not None}
-    paths = find_parts(args.model)
+    paths = find_parts(args.model, edit=args.edit)
     key = checksum(paths, settings)
     tasks = identify(paths["transformer"]).tasks
     names = args.sets or [name for name, test in ALL_SETS.items() if test.task in tasks]
@@ -272,8 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [
         row for place, row in sorted(read_answers(args.answers, key).items()) if place in wanted
     ]
+    command = f"evaluate {'--edit ' * args.edit}--report {args.report or 'FILE'}"
     report = make_report(
-        rows, key, pipeline.settings, seconds, torch.get_num_threads(), peak_memory_mb()
+        rows, key, pipeline.settings, seconds, torch.get_num_threads(), peak_memory_mb(), command
     )
     if args.report is not None:
         args.report.write_text(report, encoding="utf-8")

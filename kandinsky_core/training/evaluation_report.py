@@ -31,6 +31,7 @@ FLOORS: dict[str, dict[str, float]] = {
     "t2v": {"color": 0.9, "count": 0.75, "shape": 0.75, "motion": 0.75, "all": 0.65},
     "i2v": {"color": 0.9, "size": 0.8, "shape": 0.75, "motion": 0.8},
     "t2i": {"color": 0.9, "background": 0.8, "shape": 0.7},
+    "i2i": {"edited": 0.75, "kept": 0.75},
 }
 """What a sample of sixteen reaches unless something is broken: below the whole list's shares by
 what sixteen draws may vary."""
@@ -58,22 +59,26 @@ def make_report(
     seconds: float,
     threads: int,
     peak_mb: float | None,
+    command: str,
 ) -> str:
     """Markdown of everything that was measured."""
     height, width = settings.default_size
+    edits = any(row["set"] == "i2i" for row in rows)
     memory = "" if peak_mb is None else f" Peak memory of the process: {peak_mb:.0f} MB."
     lines = [
-        "# What the nano model can do",
+        f"# What the nano {'edit ' * edits}model can do",
         "",
-        "Made by `python -m kandinsky_core.training.evaluate --report docs/nano_report.md`.",
+        f"Made by `python -m kandinsky_core.training.{command}`.",
         "Combinations of shape, colour and motion (images: background) that training never showed;",
         "fixed seeds; judged by the oracle of the synthetic world. Intervals are 95 % Wilson",
         "intervals.",
         "",
         f"* Weights and settings `{key}`; held-out list SHA-256 `{heldout_checksum()}`.",
-        f"* {height} x {width}, {settings.num_frames} frames, {settings.num_steps} steps, guidance "
+        f"* {height} x {width}, {settings.num_frames} frame{'s' * (settings.num_frames > 1)}, "
+        f"{settings.num_steps} steps, guidance "
         f"{settings.guidance_scale:g}, shift {settings.shift:g}.",
-        f"* A clip takes {seconds:.1f} s on {threads} threads, decoding included.{memory}",
+        f"* {'An edit' if edits else 'A clip'} takes {seconds:.1f} s on {threads} threads, "
+        f"decoding included.{memory}",
         "",
     ]
     for name, title in TITLES.items():

@@ -4,7 +4,7 @@ The usual Frechet video distance takes features of a network trained on real vid
 nothing of this world. This one is trained here, in minutes, to tell shapes, colours, motions and
 numbers of objects in rendered clips; its features stand for what a viewer of this world notices.
 
-Letters: B batch, F frames, N clips, D features.
+Letters: B batch, F frames, N clips, D features, R sets.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from .world import render
 
 SIZE, NUM_FRAMES = 64, 9
 """What clips are brought to before they are looked at."""
-NUM_FEATURES = 48
+NUM_FEATURES = 12
+"""Few, so that some fifty clips are enough for their covariance."""
 
 
 class ClipFeatures(nn.Module):
     """Clips to features, and features to labels."""
 
-    def __init__(self, width: int = 48) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         self.stem = nn.Conv3d(3, width, (1, 4, 4), stride=(1, 4, 4))
         self.blocks = nn.Sequential(
@@ -81,15 +82,28 @@ def train_features(num_steps: int = 1200, *, batch: int = 16, seed: int = 0) -> 
     return network.eval().requires_grad_(False)
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Frechet distance between Gaussians fitted to two sets of features (N, D).
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Frechet distance between Gaussians fitted to two sets of features, or many pairs of sets.
 
     |mean difference|^2 + trace(A + B - 2 (A B)^1/2), the last by way of the symmetric
     A^1/2 B A^1/2, whose eigenvalues are real.
+
+    Args:
+        first: Features (N, D), or (R, N, D) for R sets.
+        second: Likewise.
+
+    Returns:
+        The distance, a scalar or (R,).
     """
-    a, b = (np.cov(each, rowvar=False) for each in (first, second))
+    a, b = (_covariance(each) for each in (first, second))
     values, vectors = np.linalg.eigh(a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    mixed = np.sqrt(np.linalg.eigvalsh(root @ b @ root).clip(0)).sum()
-    apart = np.square(first.mean(0) - second.mean(0)).sum()
-    return float(apart + np.trace(a) + np.trace(b) - 2 * mixed)
+    root = (vectors * np.sqrt(values.clip(0))[..., None, :]) @ np.swapaxes(vectors, -1, -2)
+    mixed = np.sqrt(np.linalg.eigvalsh(root @ b @ root).clip(0)).sum(-1)
+    apart = np.square(first.mean(-2) - second.mean(-2)).sum(-1)
+    return apart + np.trace(a + b, axis1=-2, axis2=-1) - 2 * mixed
+
+
+def _covariance(features: np.ndarray) -> np.ndarray:
+    """(..., N, D) -> (..., D, D)."""
+    centred = features - features.mean(-2, keepdims=True)
+    return np.swapaxes(centred, -1, -2) @ centred / (features.shape[-2] - 1)

@@ -6,13 +6,13 @@ Source: arXiv 2511.14993, section 3, and kandinskylab/kandinsky-5 for the condit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..flow import VisualCondition, interpolate, shift_times, velocity_target
-from ..models import CrossDiT
 from ..text import TextConditioning
 from .attention import attend_products
 from .layout import near_objects
@@ -85,7 +85,7 @@ def network_input(x_t: Tensor, first_frames: Tensor, given_first: Tensor) -> Ten
 
 
 def flow_loss(
-    transformer: CrossDiT,
+    transformer: Callable[..., Tensor],
     text: TextConditioning,
     batch: LatentBatch,
     generator: torch.Generator,
@@ -95,7 +95,7 @@ def flow_loss(
     """Squared error of the velocity, weighted by `focus`, over the frames that the model makes.
 
     Args:
-        transformer: The network, with visual_cond.
+        transformer: The network, a `CrossDiT` with visual_cond, or a function that calls one.
         text: Encoded prompts of the batch, with gradients where the encoder is trained too.
         batch: Clips.
         generator: Source of noise and times.

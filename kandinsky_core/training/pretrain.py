@@ -118,24 +118,24 @@ class NanoModel(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> NanoModel:
-        """Reads what `save` wrote, in fp32."""
+        """Reads what `save` wrote, in fp32, to be trained further."""
         transformer, _ = load_transformer(folder / "transformer.safetensors", dtype=torch.float32)
         text_path = folder / "text_encoder.safetensors"
-        return cls(transformer, load_nano_text_encoder(text_path, dtype=torch.float32))
+        model = cls(transformer, load_nano_text_encoder(text_path, dtype=torch.float32))
+        return model.requires_grad_(True)  # what is loaded to be used is frozen
 
     def save(
         self,
         folder: Path,
         *,
         dtype: torch.dtype = torch.float16,
-        tasks: Sequence[Task] | None = None,
+        task: Task = "t2v",
     ) -> None:
-        """Writes the two files of the family; `tasks` where they do others than the table says."""
+        """Writes the two files of the family; `task` is what they are first of all for."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.to(dtype) for name, value in self.transformer.state_dict().items()}
-        facts = {} if tasks is None else {"tasks": tuple(tasks)}
         metadata = describe_metadata(
-            self.transformer.config, variant="nano", task="t2v", stage="pretrain", **facts
+            self.transformer.config, variant="nano", task=task, stage="pretrain"
         )
         save_checkpoint(folder / "transformer.safetensors", weights, metadata)
         save_nano_text_encoder(folder / "text_encoder.safetensors", self.text_encoder.to(dtype))

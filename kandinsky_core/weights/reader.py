@@ -101,6 +101,18 @@ class WeightFiles(Mapping[str, Tensor]):
             return tensor.float()
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
+    def describe(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """What `read` would return, on the meta device: its shape and dtype without its values."""
+        entry = self.entries[name]
+        result = DTYPES.get(entry.dtype, torch.bfloat16)
+        if name in self._scales:
+            result = torch.bfloat16
+        elif self.scaled_dtype is not None and name.endswith(SCALE):
+            result, dtype = torch.float32, None
+        if result.is_floating_point:
+            result = dtype or result
+        return torch.empty(entry.shape, dtype=result, device="meta")
+
     def _stored(self, entry: TensorEntry) -> Tensor:
         """A tensor as it is in its file."""
         if entry.dtype not in DTYPES:

@@ -85,9 +85,7 @@ def convert_workflow(document: Any, *, nano: bool = False) -> Conversion:
     report = Report([f"Subgraph {name} was laid out in the open." for name in laid_out])
     result = _Builder(plan, report).build()
     if nano:
-        mapped, lost = put_nano(result)
-        report.mapped += mapped
-        report.lost += lost
+        report.mapped += put_nano(result)
     report.kept += _kept_beside_nodes(result)
     return Conversion(write_workflow(result), report)
 

@@ -7,8 +7,8 @@ from typing import Any
 from .graph import Graph, Link, Node
 from .tables import PREFIX
 
-NANO = "nano (bundled)"
-"""What our loaders call it in their lists."""
+NANO, NANO_EDIT = "nano (bundled)", "nano edit (bundled)"
+"""What our loaders call them in their lists."""
 SIDE, FRAMES = 128, 17
 EXAMPLE = "example.png"
 """The picture that comes with ComfyUI."""
@@ -17,6 +17,7 @@ _VALUES: dict[str, dict[str, Any]] = {
     "K5_LoadModel": {"model_name": NANO, "weight_dtype": "default"},
     "K5_LoadTextEncoders": {"qwen_name": NANO, "clip_name": "(none)"},
     "K5_LoadVAE": {"vae_name": NANO},
+    "K5_LoadLora": {"strength": 0},  # it belongs to a larger model
     "K5_EmptyLatent": {"width": SIDE, "height": SIDE, "batch_size": 1},
     "K5_ImageToVideo": {"width": SIDE, "height": SIDE, "batch_size": 1},
     "K5_Sampler": {"steps": 0, "cfg": 0, "shift": 0},  # the checkpoint's own
@@ -24,15 +25,18 @@ _VALUES: dict[str, dict[str, Any]] = {
 }
 
 
-def put_nano(graph: Graph) -> tuple[list[str], list[str]]:
+def put_nano(graph: Graph) -> list[str]:
     """Set files, sizes and settings to nano's, in place.
 
     Returns:
-        What was set, a sentence a node; and what nano cannot do.
+        What was set, a sentence a node.
     """
-    lines, lost = [], []
+    lines = []
+    edits = any(node.type == f"{PREFIX}EditImage" for node in graph.nodes.values())
     for node in graph.nodes.values():
         values = dict(_VALUES.get(node.type, {}))
+        if edits and "model_name" in values:
+            values["model_name"] = NANO_EDIT
         if "width" in values and node.inputs.get("length") != 1:
             values["length"] = FRAMES
         values = {name: value for name, value in values.items() if not _fitted(graph, node, name)}
@@ -42,9 +46,7 @@ def put_nano(graph: Graph) -> tuple[list[str], list[str]]:
                 node.raw = {**node.raw, "properties": {}}  # it names files to fetch
             told = ", ".join(f"{name} {value}" for name, value in values.items())
             lines.append(f"For nano, {node.label} has {told}.")
-        if node.type == "K5_EditImage":
-            lost.append(f"{node.label}: nano was not trained to edit; load an image-edit model.")
-    return lines, lost
+    return lines
 
 
 def _fitted(graph: Graph, node: Node, name: str) -> bool:

@@ -102,6 +102,18 @@ def _model_sampling(node: Node, plan: Plan) -> Replacement | None:
     return Replacement(outputs={0: node.inputs.get("model", LOST)}, became="the sampler's shift")
 
 
+def _lora(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
+    get = node.inputs.get
+    made = make_one(
+        "K5_LoadLora",
+        model=get("model"),
+        lora_name=get("lora_name"),
+        strength=get("strength_model"),
+    )
+    # LoraLoader's CLIP goes on as it came: these LoRAs hold no weights of the encoders
+    return Replacement(made.nodes, {**made.outputs, 1: get("clip", LOST)})
+
+
 def _ksampler(node: Node, plan: Plan) -> Replacement:
     get = node.inputs.get
     (chain,) = (each for each in plan.chains if each.sampler == node.id)
@@ -166,6 +178,8 @@ NATIVE: dict[str, Rule] = {
     "EmptyHunyuanLatentVideo": _empty_latent,
     "EmptyLatentImage": _empty_latent,
     "EmptySD3LatentImage": _empty_latent,
+    "LoraLoader": _lora,
+    "LoraLoaderModelOnly": _lora,
     "ModelSamplingSD3": _model_sampling,
     "KSampler": _ksampler,
     "VAEDecode": make_decode("vae", "samples"),

@@ -52,6 +52,15 @@ OURS: dict[str, NodeSpec] = {
         (Input("model_name", "COMBO", ""), Input("weight_dtype", "COMBO", "default")),
         (("MODEL", "MODEL"),),
     ),
+    "K5_LoadLora": NodeSpec(
+        (
+            Input("model", "MODEL"),
+            Input("lora_name", "COMBO", ""),
+            Input("strength", "FLOAT", 1),
+            Input("clip", "CLIP"),
+        ),
+        (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("trigger", "STRING")),
+    ),
     "K5_LoadTextEncoders": NodeSpec(
         (
             Input("qwen_name", "COMBO", ""),
@@ -156,6 +165,8 @@ WIDGETS: dict[str, tuple[str, ...]] = {
     "EmptyHunyuanLatentVideo": ("width", "height", "length", "batch_size"),
     "EmptyLatentImage": ("width", "height", "batch_size"),
     "EmptySD3LatentImage": ("width", "height", "batch_size"),
+    "LoraLoaderModelOnly": ("lora_name", "strength_model"),
+    "LoraLoader": ("lora_name", "strength_model", "strength_clip"),
     "ModelSamplingSD3": ("shift",),
     "KSampler": ("seed", CONTROL, "steps", "cfg", "sampler_name", "scheduler", "denoise"),
     "VAEDecode": (),

@@ -9,20 +9,22 @@ from __future__ import annotations
 from .attention import AttentionChoice, with_attention, with_watch
 from .caching import measure_ratios, with_magcache
 from .chosen import chosen_before, with_settings
-from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen
+from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen, task_of
 from .expand import expand_prompt
 from .files import (
     NANO,
+    NANO_EDIT,
     Folder,
     choices,
-    find_name,
+    find_model,
+    find_part,
     locate,
     ratio_names,
     ratios_path,
     temporary_file,
 )
-from .foreign import with_foreign_nabla
-from .inputs import fingerprint_input, input_texts, read_input_text
+from .foreign import with_foreign_nabla, without_foreign_nabla
+from .inputs import NO_FILE, fingerprint_input, input_texts, read_prompts
 from .latents import SPACE, pixel_size
 from .lora import with_lora, with_triggers
 from .model import (
@@ -36,10 +38,11 @@ from .model import (
     to_vae_space,
 )
 from .model_load import WEIGHT_DTYPES, load_model
+from .native_blocks import with_native_blocks
 from .plan import free_main_memory, free_memory, make_job
 from .routes import add_routes
-from .run import set_conditioning, show_text
-from .sampling import sample_latents, sampling_shift
+from .run import PROMPT, prompt_of, record, set_conditioning, show_text
+from .sampling import native_sigmas, sample_latents, sampling_shift
 from .text import TASKS, encode_text, fingerprint_vision, load_text_encoders
 from .vae import (
     decode_frames,
@@ -54,6 +57,9 @@ __all__ = [
     "FIRST_FRAME",
     "LAST_FRAME",
     "NANO",
+    "NANO_EDIT",
+    "NO_FILE",
+    "PROMPT",
     "SOURCE",
     "SPACE",
     "TASKS",
@@ -72,7 +78,8 @@ __all__ = [
     "encode_last_frame",
     "encode_text",
     "expand_prompt",
-    "find_name",
+    "find_model",
+    "find_part",
     "fingerprint_input",
     "fingerprint_vision",
     "free_main_memory",
@@ -87,16 +94,20 @@ __all__ = [
     "makes_images_only",
     "measure_ratios",
     "model_info",
+    "native_sigmas",
     "pixel_size",
+    "prompt_of",
     "ratio_names",
     "ratios_path",
-    "read_input_text",
+    "read_prompts",
+    "record",
     "sample_latents",
     "sampling_shift",
     "set_conditioning",
     "settings_for",
     "show_text",
     "space_name",
+    "task_of",
     "temporary_file",
     "to_model_space",
     "to_vae_space",
@@ -104,7 +115,9 @@ __all__ = [
     "with_foreign_nabla",
     "with_lora",
     "with_magcache",
+    "with_native_blocks",
     "with_settings",
     "with_triggers",
     "with_watch",
+    "without_foreign_nabla",
 ]

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from ...kandinsky_core.caching import BlockCache, Branch, Calibration, MagCache, MagRatios
 from ...kandinsky_core.models import AroundBlocks
+from ...kandinsky_core.settings import Task
 from ...kandinsky_core.shapes import Size
+from .conditions import task_of
 from .latents import pixel_size
 from .sampling import sample_latents
 
@@ -63,7 +65,7 @@ class CacheRun:
     def step_aside(self, why: str) -> None:
         """Run in full from here on; frees what the cache holds."""
         self.aside = why
-        self._cache.begin(len(self._sigmas) - 1)
+        self._cache.end()
 
     def around(self, options: Mapping[str, Any]) -> AroundBlocks | None:
         """What stands around the visual blocks in the next call of the network.
@@ -107,7 +109,7 @@ def around_blocks(options: Mapping[str, Any]) -> AroundBlocks | None:
 
 def with_magcache(
     model: ModelPatcher,
-    ratios: Callable[[Size], MagRatios],
+    ratios: Callable[[Size, Task], MagRatios],
     *,
     threshold: float,
     max_skips: int,
@@ -117,7 +119,7 @@ def with_magcache(
 
     Args:
         model: MODEL; a cache that it has is replaced.
-        ratios: From height and width in pixels.
+        ratios: From height and width in pixels, and what is made from what.
         threshold: See `MagCache`.
         max_skips: See `MagCache`.
         retention: See `MagCache`.
@@ -126,8 +128,10 @@ def with_magcache(
         MODEL. Every run of a sampler on it starts anew.
     """
 
-    def make(size: Size) -> MagCache:
-        return MagCache(ratios(size), threshold=threshold, max_skips=max_skips, retention=retention)
+    def make(size: Size, task: Task) -> MagCache:
+        return MagCache(
+            ratios(size, task), threshold=threshold, max_skips=max_skips, retention=retention
+        )
 
     def report(run: CacheRun, cache: MagCache) -> None:
         if run.aside is None:
@@ -164,7 +168,7 @@ def measure_ratios(
     runs: list[CacheRun] = []
     calibration = Calibration()
     watched = _with_cache(
-        model, lambda _size: calibration, lambda run, _calibration: runs.append(run)
+        model, lambda _size, _task: calibration, lambda run, _calibration: runs.append(run)
     )
     sampled = sample_latents(watched, latent, sigmas, **sampling)
     aside = runs[0].aside
@@ -178,7 +182,7 @@ def measure_ratios(
 
 def _with_cache(
     model: ModelPatcher,
-    make: Callable[[Size], Cache],
+    make: Callable[[Size, Task], Cache],
     report: Callable[[CacheRun, Cache], None],
 ) -> ModelPatcher:
     """Copy a MODEL with a cache; `report` hears of every run that came to its end."""
@@ -193,7 +197,7 @@ def _with_cache(
         *others: Any,
         **named: Any,
     ) -> Tensor:
-        cache = make(pixel_size(noise))
+        cache = make(pixel_size(noise), task_of(guider.conds.get("positive", ()), noise))
         run = CacheRun(cache, sigmas)
         why = _unlike_calibration(guider, executor.class_obj, sigmas.tolist())
         if why is not None:
@@ -201,7 +205,10 @@ def _with_cache(
         # the host made these options for this run alone
         options = extra_args["model_options"].setdefault("transformer_options", {})
         options[RUN] = run
-        samples = executor(guider, sigmas, extra_args, callback, noise, *others, **named)
+        try:
+            samples = executor(guider, sigmas, extra_args, callback, noise, *others, **named)
+        finally:
+            cache.end()
         report(run, cache)
         return samples
 

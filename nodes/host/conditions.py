@@ -6,13 +6,14 @@ Letters: B batch, C channels, G given latent frames, h w latent grid.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ...kandinsky_core.checkpoint import CheckpointInfo
 from ...kandinsky_core.models import to_model_space
+from ...kandinsky_core.settings import EXAMPLE_FILES, Task
 from .latents import SPACE, LatentSpace, pixel_size
 
 FIRST_FRAME = "k5_first_frame"
@@ -65,6 +66,21 @@ def visual_conditions(
     }
 
 
+def task_of(entries: Iterable[Mapping[str, Any]], latents: Tensor) -> Task:
+    """What is made from what.
+
+    Args:
+        entries: Values of each entry of the positive CONDITIONING.
+        latents: (B, C, T, h, w), or (B, C, h, w) for an image.
+    """
+    given = {name for entry in entries for name, key in _KEYS.items() if entry.get(key) is not None}
+    if "source" in given:
+        return "i2i"
+    if given:
+        return "i2v"
+    return "t2i" if latents.ndim == 4 or latents.shape[2] == 1 else "t2v"
+
+
 def _check(
     name: str,
     latents: Tensor,
@@ -79,10 +95,13 @@ def _check(
             f"model: {info.variant} makes images from text and takes no {what}; use an "
             f"{'image-edit' if name == 'source' else 'image-to-video'} checkpoint."
         )
-    if name == "source" and "i2i" not in info.tasks:
+    needed: Task = "i2i" if name == "source" else "i2v"
+    if needed not in info.tasks:
+        aim = "edit images" if name == "source" else f"go by a given {what}"
+        kind = "image-edit" if name == "source" else "image-to-video"
         raise ValueError(
-            f"model: {info.variant} was not trained to edit images (it makes "
-            f"{', '.join(info.tasks)}); load an image-edit checkpoint such as kandinsky5lite_i2i."
+            f"model: {info.path.name} ({info.variant}) was not trained to {aim} (it makes "
+            f"{', '.join(info.tasks)}); load an {kind} checkpoint such as {EXAMPLE_FILES[needed]}."
         )
     if encoded_in is not None and encoded_in != space.name:
         raise ValueError(

@@ -11,10 +11,17 @@ from typing import Literal
 
 import folder_paths
 
+from ...kandinsky_core.checkpoint import facts_in_name, identify
+from ...kandinsky_core.errors import MissingExtraError
+from ...kandinsky_core.presets import Part
+from ...kandinsky_core.settings import Release
+
 Folder = Literal["diffusion_models", "text_encoders", "vae", "loras"]
 
 NANO = "nano (bundled)"
 """List entry of the weights that come with the pack."""
+NANO_EDIT = "nano edit (bundled)"
+"""List entry of those that edit images."""
 
 
 _PLAIN_NAME = re.compile(r"\w[\w .-]{0,99}(?<![ .])")
@@ -59,20 +66,41 @@ def find_path(folder: Folder, name: str) -> Path | None:
     return next((Path(root) / name for root in roots if (Path(root) / name).is_dir()), None)
 
 
-def find_name(folder: Folder, stem: str) -> str:
-    """Name of a file in a loader's list, by its name without folder and suffix.
+def find_model(file_name: str, release: Release) -> str:
+    """A checkpoint in the list of Load Model, whoever converted it and whatever the format.
 
     Args:
-        folder: Which model folder.
-        stem: E.g. "kandinsky5lite_t2i".
+        file_name: What it was released as.
+        release: What it is.
 
     Returns:
-        The entry of the list; where there is none, the name that the file was released with.
+        The entry of that name, else the first that names the task and is identified as that
+        checkpoint; where there is none, `file_name`.
     """
-    for name in choices(folder):
+    names = choices("diffusion_models")
+    stem = file_name.removesuffix(".safetensors")
+    for name in names:
         if Path(name).name.removesuffix(".safetensors") == stem:
             return name
-    return f"{stem}.safetensors"
+    for name in names:
+        if facts_in_name(name).get("task") == release.task and _is_release(name, release):
+            return name
+    return file_name
+
+
+def find_part(folder: Folder, part: Part) -> str:
+    """A file in a loader's list by the names it goes by; its usual name where there is none."""
+    names = choices(folder)
+    usual = [name for name in names if Path(name).name == part.file_name]
+    others = (name for name in names if re.match(part.pattern, Path(name).name.lower()))
+    return next(iter(usual), None) or next(others, part.file_name)
+
+
+def _is_release(name: str, release: Release) -> bool:
+    try:
+        return identify(locate("diffusion_models", name, "model_name")).release == release
+    except (ValueError, MissingExtraError):
+        return False
 
 
 def temporary_file(name: str) -> Path:

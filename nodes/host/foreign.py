@@ -2,9 +2,9 @@
 
 Our own network puts tokens into tile order once; others know nothing of tiles, so queries, keys and
 values are put into it in each attention call, through the host's attention override, and the
-result back. What is known of a call is its number of tokens: self-attention over exactly the
-tokens of the latent, or over those and text behind them, is made sparse; everything else runs
-as it did, and one line of the log says so. An override that was there before keeps its calls.
+result back. Each call of the network notes what its visual self-attention must look like
+(`foreign_place`); an attention of exactly that many tokens is made sparse, everything else runs as
+it did, and one line of the log says so. An override that was there before keeps its calls.
 
 Letters: B batch, N heads, S visual tokens, L all tokens, K head dim.
 """
@@ -12,8 +12,9 @@ Letters: B batch, N heads, S visual tokens, L all tokens, K head dim.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.patcher_extension
@@ -22,19 +23,14 @@ from comfy.model_patcher import ModelPatcher
 from einops import rearrange
 from torch import Tensor
 
-from ...kandinsky_core.attention import Attend, Nabla, Tiling, sliding_window
-from .attention import AttentionChoice
+from ...kandinsky_core.attention import Nabla, Tiling, sliding_window
+from .attention import OVERRIDE, WATCH, AttentionChoice, Override
+from .foreign_place import Place, divide, find_place
 
-OVERRIDE = "optimized_attention_override"
-"""Key of the host's transformer_options: what is called in place of its attention."""
-GRID = "k5_token_grid"
-"""Key of transformer_options: tokens (t, h, w) of the latent in this call."""
+PASS = "k5_nabla_pass"
+"""Key of transformer_options: the `Pass` of this call of the network."""
 KEY = "k5_nabla"
 """Of the wrapper."""
-MOST_TEXT = 4096
-"""More tokens behind the visual ones than this are no text."""
-
-Override = Callable[..., Tensor]
 
 
 def with_foreign_nabla(model: ModelPatcher, choice: AttentionChoice) -> ModelPatcher:
@@ -42,7 +38,8 @@ def with_foreign_nabla(model: ModelPatcher, choice: AttentionChoice) -> ModelPat
 
     Args:
         model: A video transformer with a `patch_size`.
-        choice: With attention "nabla"; there is no checkpoint to take other numbers from.
+        choice: With attention "nabla"; there is no checkpoint to take other numbers from. Without
+            a tile among its changes one is chosen that divides the size.
 
     Returns:
         The copy.
@@ -50,39 +47,93 @@ def with_foreign_nabla(model: ModelPatcher, choice: AttentionChoice) -> ModelPat
     Raises:
         ValueError: The MODEL has no tokens on a grid of time, height and width.
     """
-    patch = getattr(getattr(model.model, "diffusion_model", None), "patch_size", None)
+    network = getattr(model.model, "diffusion_model", None)
+    patch = getattr(network, "patch_size", None)
     if not isinstance(patch, tuple | list) or len(patch) != 3:
         raise ValueError(
             f"model: {type(model.model).__name__} has no patches of time, height and width, which "
             "NABLA's tiles are made of; give a video transformer such as Kandinsky 5 or Wan."
         )
-    patch_thw = tuple(int(side) for side in patch)
+    patched = without_foreign_nabla(model)  # another NABLA node: this one takes its place
+    options = patched.model_options.setdefault("transformer_options", {})
+    override = SparseOverride(choice, tuple(int(side) for side in patch), options.get(OVERRIDE))
+    options[OVERRIDE] = override
 
-    def note_grid(executor: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def note_pass(executor: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # x, t, c_concat, c_crossattn, control, transformer_options: the host's own order
         *others, options = args
-        grid = _token_grid(x, patch_thw)
-        return executor(x, *others, {**options, GRID: grid}, **kwargs)
+        noted = override.begin(network, x, others[2], kwargs)
+        return executor(x, *others, {**options, PASS: noted}, **kwargs)
 
-    patched = model.clone()
-    patched.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY)
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY, note_grid)
-    options = patched.model_options.setdefault("transformer_options", {})
-    before = options.get(OVERRIDE)
-    if isinstance(before, SparseOverride):  # another NABLA node: this one takes its place
-        before = before.before
-    options[OVERRIDE] = SparseOverride(Nabla(**choice.changes), choice.attend, before)
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY, note_pass)
     return patched
+
+
+def without_foreign_nabla(model: ModelPatcher) -> ModelPatcher:
+    """Copy a MODEL of another class so that it attends as it did before `with_foreign_nabla`."""
+    patched = model.clone()
+    # without its wrapper an override that others were put around is idle, too
+    patched.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, KEY)
+    options = patched.model_options.get("transformer_options", {})
+    override = options.get(OVERRIDE)
+    if isinstance(override, SparseOverride):
+        del options[OVERRIDE]
+        if override.before is not None:
+            options[OVERRIDE] = override.before
+    return patched
+
+
+@dataclass
+class Pass:
+    """One call of the network."""
+
+    owner: SparseOverride
+    """Who noted it."""
+    place: Place | None = None
+    """Where its visual tokens are; None if that cannot be told."""
+    tiling: Tiling | None = None
+    """How they divide; None if they do not."""
+    window: Tensor | None = None
+    """Boolean (Q, Q): blocks that are always kept."""
+    layers: int = 0
+    """Sparse attentions so far."""
 
 
 class SparseOverride:
     """What the host calls in place of its attention."""
 
-    def __init__(self, nabla: Nabla, attend: Attend, before: Override | None) -> None:
+    def __init__(
+        self, choice: AttentionChoice, patch_thw: tuple[int, ...], before: Override | None
+    ) -> None:
         self.before = before
-        self._nabla = nabla
-        self._attend = attend
+        self._nabla = Nabla(**choice.changes)
+        self._tile_thw = choice.changes.get("tile_thw")
+        self._attend = choice.attend
+        self._patch_thw = patch_thw
         self._said: set[str] = set()
+
+    def __deepcopy__(self, _memo: Any) -> SparseOverride:
+        """The host copies the options of every copy of a MODEL; all are to know what was said."""
+        return self
+
+    def begin(
+        self, network: Any, latents: Tensor, text: Tensor | None, extra: Mapping[str, Any]
+    ) -> Pass:
+        """Note what the attentions of a call of the network will look like."""
+        noted = Pass(self)
+        try:
+            noted.place = find_place(network, self._patch_thw, latents, text, extra)
+            noted.tiling = divide(noted.place, self._patch_thw, self._tile_thw)
+        except ValueError as error:
+            self._say_dense(str(error))
+            return noted
+        t, h, w = tile_thw = noted.tiling.tile_thw
+        if self._tile_thw is None and tile_thw != Nabla().tile_thw:
+            self._say(f"tiles of {t}x{h}x{w} tokens, which divide its {noted.place.grid_thw}")
+        if self._nabla.sta_window_thw is not None:
+            grid_thw = noted.tiling.grid_thw
+            noted.window = sliding_window(grid_thw, self._nabla.sta_window_thw, latents.device)
+        return noted
 
     def __call__(self, func: Override, *args: Any, **kwargs: Any) -> Tensor:
         """Answer one call of `func(q, k, v, heads, mask=..., skip_reshape=..., ...)`."""
@@ -90,12 +141,13 @@ class SparseOverride:
         q, k, v, heads = args[:4] if len(args) >= 4 else (*args[:3], kwargs.get("heads"))
         mask = args[4] if len(args) > 4 else kwargs.get("mask")
         apart = bool(kwargs.get("skip_reshape", False))  # (B, N, L, K) rather than (B, L, N * K)
-        tiling = self._place(q, k, apart, mask, options)
-        if tiling is None:
+        axis = 2 if apart else 1
+        noted: Pass | None = options.get(PASS)
+        if noted is None or not self._fits(noted, q.shape[axis], k.shape[axis], mask):
             return self._plain(func, *args, **kwargs)
         if not apart:
             q, k, v = (rearrange(x, "b l (n k) -> b n l k", n=heads) for x in (q, k, v))
-        out = self._sparse(q, k, v, tiling)
+        out = self._sparse(q, k, v, noted, options)
         if kwargs.get("skip_output_reshape", False):
             return out
         return rearrange(out, "b n l k -> b l (n k)")
@@ -103,64 +155,56 @@ class SparseOverride:
     def _plain(self, func: Override, *args: Any, **kwargs: Any) -> Tensor:
         return func(*args, **kwargs) if self.before is None else self.before(func, *args, **kwargs)
 
-    def _place(
-        self, q: Tensor, k: Tensor, apart: bool, mask: Tensor | None, options: Mapping[str, Any]
-    ) -> Tiling | None:
-        """How the visual tokens of a call divide into tiles; None if it is to run as it did."""
-        grid: tuple[int, int, int] | None = options.get(GRID)
-        axis = 2 if apart else 1
-        length = q.shape[axis]
-        if grid is None or k.shape[axis] != length:  # attention to text
-            return None
-        visual = math.prod(grid)
-        if not visual <= length <= visual + MOST_TEXT:
-            # refiners of text are shorter; longer ones hold reference frames or the like
-            if length > visual:
-                self._say(f"{length} tokens are not the {visual} of the latent {grid}")
-            return None
+    def _fits(self, noted: Pass, queries: int, keys: int, mask: Tensor | None) -> bool:
+        """Whether an attention is the visual self-attention of a call; says why if it may be."""
+        place = noted.place
+        if noted.owner is not self or place is None or noted.tiling is None or queries != keys:
+            return False
+        if queries != place.length:
+            if queries not in place.texts:
+                self._say_dense(
+                    f"its {queries} tokens are not the {place.length} that the latent and its "
+                    "text give; others, such as reference frames, may stand among them"
+                )
+            return False
+        if queries in place.texts:
+            self._say_dense(f"text and video have {queries} tokens each and look alike")
+            return False
         if mask is not None:
-            self._say("its text is masked")
-            return None
-        try:
-            return Tiling.of(grid, self._nabla.tile_thw)
-        except ValueError as error:
-            self._say(str(error))
-            return None
+            self._say_dense("its text is masked")
+            return False
+        return True
 
-    def _sparse(self, q: Tensor, k: Tensor, v: Tensor, tiling: Tiling) -> Tensor:
-        """Attention of (B, N, L, K), visual tokens first in raster order, text behind them."""
-        visual = math.prod(tiling.grid_thw) * math.prod(tiling.tile_thw)
-        head_count = q.shape[1]
+    def _sparse(
+        self, q: Tensor, k: Tensor, v: Tensor, noted: Pass, options: Mapping[str, Any]
+    ) -> Tensor:
+        """Attention of (B, N, L, K), its visual tokens in raster order."""
+        place, tiling, nabla = noted.place, noted.tiling, self._nabla
+        assert place is not None and tiling is not None
+        heads = q.shape[1]
 
         def tiled(x: Tensor) -> Tensor:
-            flat = rearrange(x[:, :, :visual], "b n s k -> (b n) s k")
-            return rearrange(tiling.tile(flat), "(b n) s k -> b n s k", n=head_count)
+            flat = tiling.tile(rearrange(x, "b n s k -> (b n) s k"))
+            return rearrange(flat, "(b n) s k -> b n s k", n=heads).contiguous()
 
-        q_visual, k_visual, v_visual = (tiled(x).contiguous() for x in (q, k, v))
-        window = None
-        if self._nabla.sta_window_thw is not None:
-            window = sliding_window(tiling.grid_thw, self._nabla.sta_window_thw, q.device)
-        block_map = self._nabla.choose(q_visual, k_visual, tiling, window)
+        (q_visual, q_text), (k_visual, k_text), (v_visual, v_text) = map(place.split, (q, k, v))
+        q_visual, k_visual, v_visual = (tiled(x) for x in (q_visual, k_visual, v_visual))
+        if options.get(WATCH) is not None:
+            nabla = replace(nabla, observe=partial(options[WATCH], options))
+        block_map = nabla.choose(q_visual, k_visual, tiling, noted.window, noted.layers)
+        noted.layers += 1
         keys, values = k_visual, v_visual
-        if k.shape[2] > visual:
-            keys = torch.cat([k_visual, k[:, :, visual:]], dim=2)
-            values = torch.cat([v_visual, v[:, :, visual:]], dim=2)
+        if place.joint_text:  # a map's blocks come first, whatever follows is seen by all
+            keys, values = torch.cat([keys, k_text], 2), torch.cat([values, v_text], 2)
         out = self._attend(q_visual, keys, values, block_map=block_map)
         flat = tiling.untile(rearrange(out, "b n s k -> (b n) s k"))
-        out = rearrange(flat, "(b n) s k -> b n s k", n=head_count)
-        if q.shape[2] > visual:
-            out = torch.cat([out, self._attend(q[:, :, visual:], k, v)], dim=2)
-        return out
+        out = rearrange(flat, "(b n) s k -> b n s k", n=heads)
+        return place.join(out, self._attend(q_text, k, v)) if place.joint_text else out
 
-    def _say(self, why: str) -> None:
-        if why not in self._said:
-            self._said.add(why)
-            logging.info("NABLA (Kandinsky 5): attention runs dense: %s.", why.rstrip("."))
+    def _say_dense(self, why: str) -> None:
+        self._say(f"attention runs dense: {why.rstrip('.')}")
 
-
-def _token_grid(x: Tensor, patch_thw: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """Tokens (t, h, w) of latents (B, C, T, H, W), padded to whole patches; None for images."""
-    if x.ndim != 5:
-        return None
-    t, h, w = (-(-size // patch) for size, patch in zip(x.shape[2:], patch_thw, strict=True))
-    return t, h, w
+    def _say(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            logging.info("NABLA (Kandinsky 5): %s.", what)

@@ -6,6 +6,11 @@ from pathlib import Path
 
 import folder_paths
 
+from ...kandinsky_core.prompts import PromptEntry, Split, parse_prompts
+
+NO_FILE = "(none)"
+"""List entry for no file."""
+
 _MOST_BYTES = 2**20
 
 
@@ -49,3 +54,25 @@ def read_input_text(name: str, input_id: str) -> str:
         raise ValueError(
             f"{input_id}: {name} is no UTF-8 text; save it as UTF-8, or paste its lines into text."
         ) from error
+
+
+def read_prompts(text: str, file: str, split: Split) -> list[PromptEntry]:
+    """Prompts of a text, then those of a file in the input folder.
+
+    Args:
+        text: A list of prompts; may be empty beside a file.
+        file: One of `input_texts`, or `NO_FILE`.
+        split: What separates prompts.
+
+    Returns:
+        At least one.
+
+    Raises:
+        ValueError: See `parse_prompts` and `read_input_text`.
+    """
+    entries: list[PromptEntry] = []
+    if text.strip() or file == NO_FILE:
+        entries += parse_prompts(text, source="text", split=split)
+    if file != NO_FILE:
+        entries += parse_prompts(read_input_text(file, "file"), source=file, split=split)
+    return entries

@@ -17,6 +17,8 @@ from .preview_colors import NANO_RGB_BIAS, NANO_RGB_FACTORS
 
 SPACE = "k5_space"
 """LATENT and conditioning key: name of the latent space that the tensors beside it are in."""
+NANO = "nano"
+"""Name of the space of the bundled VAE, which no other node loads."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def space_of_vae(config: VideoVAEConfig | ImageVAEConfig) -> LatentSpace:
         return LatentSpace(
             "HunyuanVideo", config, hunyuan.latent_rgb_factors, hunyuan.latent_rgb_factors_bias
         )
-    return LatentSpace("nano", config, NANO_RGB_FACTORS, NANO_RGB_BIAS)
+    return LatentSpace(NANO, config, NANO_RGB_FACTORS, NANO_RGB_BIAS)
 
 
 def space_of_transformer(info: CheckpointInfo) -> LatentSpace:

@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from ...kandinsky_core.checkpoint import layer_shapes, lora_tensors, match_lora, read_lora
 from .prompt import TRIGGERS
 from .text import is_ours
+from .text_native import is_native_pair, with_trigger_option
 
 
 def with_lora(model: ModelPatcher, path: Path, strength: float) -> tuple[ModelPatcher, str]:
@@ -46,14 +47,17 @@ def with_triggers(clip: comfy.sd.CLIP, trigger: str) -> comfy.sd.CLIP:
     """Let a copy of a CLIP put a trigger text before its prompts, after those it already has.
 
     Raises:
-        ValueError: The CLIP is not ours, so it would not.
+        ValueError: The CLIP is neither ours nor ComfyUI's kandinsky5, so it would not.
     """
-    if not is_ours(clip):
+    if is_ours(clip):
+        copy = clip.clone()
+    elif is_native_pair(clip):
+        copy = with_trigger_option(clip)
+    else:
         raise ValueError(
-            "clip: expected one from Load Text Encoders (Kandinsky 5), found "
-            f"{type(clip.tokenizer).__name__}; leave it unconnected and write the trigger "
-            f"{trigger!r} before the prompt yourself."
+            "clip: expected one from Load Text Encoders (Kandinsky 5) or ComfyUI's own kandinsky5 "
+            f"encoder, found {type(clip.tokenizer).__name__}; leave it unconnected and write the "
+            f"trigger {trigger!r} before the prompt yourself."
         )
-    copy = clip.clone()
     copy.set_tokenizer_option(TRIGGERS, (*clip.tokenizer_options.get(TRIGGERS, ()), trigger))
     return copy

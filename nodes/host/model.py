@@ -27,7 +27,7 @@ from ...kandinsky_core.config import DiTConfig
 from ...kandinsky_core.flow import VisualCondition
 from ...kandinsky_core.models import AroundBlock, AroundBlocks, CrossDiT, cache_bytes, call_bytes
 from ...kandinsky_core.settings import SamplingSettings
-from .attention import chosen_attention
+from .attention import chosen_attention, through_override
 from .caching import around_blocks
 from .chosen import chosen_rope_scale
 from .conditions import visual_conditions
@@ -90,7 +90,7 @@ class Network(CrossDiT):
         x: Tensor,
         timestep: Tensor,
         context: Tensor,
-        _options: dict[str, Any],
+        options: dict[str, Any],
         *,
         pooled: Tensor,
         rope_scale: tuple[float, float, float],
@@ -114,7 +114,7 @@ class Network(CrossDiT):
             pooled,
             None if text_mask is None else text_mask.bool(),
             rope_scale=rope_scale,
-            attend=attend,
+            attend=through_override(attend, options),
             around_blocks=around_blocks,
             around_block=around_block,
             nabla=nabla,

@@ -15,7 +15,9 @@ TRIGGERS = "k5_triggers"
 TEXT_MARK = "k5_text"
 """Conditioning key: encoded as the reference does; what native nodes encode lacks it."""
 
-_WEIGHTED = re.compile(r"(?<!\\)\(([^()]*):\s*[-+]?\d*\.?\d+\s*\)")
+# a time (10:30) and a ratio (16:9) are prose: no digit before the colon, and a weight as people
+# write it, with a point and from -3 to 3
+_WEIGHTED = re.compile(r"(?<!\\)\(([^()]*[^()\d\s]):[-+]?(?:[0-2]?\.\d+|[0-3]\.0*)\)")
 
 
 def prepare_prompt(text: str, options: Mapping[str, Any] | None) -> str:
@@ -25,7 +27,11 @@ def prepare_prompt(text: str, options: Mapping[str, Any] | None) -> str:
         text: What the user wrote; an empty prompt stays empty, for it stands for no prompt.
         options: Tokenizer options of the CLIP.
     """
-    text = strip_weights(text)
+    return put_triggers(strip_weights(text), options)
+
+
+def put_triggers(text: str, options: Mapping[str, Any] | None) -> str:
+    """The prompt after the triggers of a CLIP's LoRAs; an empty one stays empty."""
     return add_triggers(text, (options or {}).get(TRIGGERS, ())) if text.strip() else text
 
 
@@ -33,7 +39,8 @@ def strip_weights(text: str) -> str:
     """Replace `(words:1.2)` by `words`, inside out; all else is left as it is.
 
     These encoders read sentences, and weights mean nothing to the transformers that were trained
-    on them; left in, the brackets and numbers would be read as text.
+    on them; left in, the brackets and numbers would be read as text. What could be prose stays: a
+    weight is a decimal number right behind the colon, and no digit stands before that.
     """
     stripped = text
     while (shorter := _WEIGHTED.sub(r"\1", stripped)) != stripped:

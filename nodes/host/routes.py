@@ -1,4 +1,4 @@
-"""What the pack answers over HTTP: the page's menu entry for converting a workflow."""
+"""What the pack answers over HTTP, for the page's menu entries."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import sys
 from typing import Any
 
 from ...kandinsky_core.workflows import convert_workflow
+from .inputs import read_prompts
 
 CONVERT = "/kandinsky5/convert_workflow"
+COUNT = "/kandinsky5/count_prompts"
 
 
 def add_routes() -> None:
@@ -17,6 +19,7 @@ def add_routes() -> None:
     routes = getattr(getattr(prompt_server, "instance", None), "routes", None)
     if routes is not None:
         routes.post(CONVERT)(_convert)
+        routes.post(COUNT)(_count)
 
 
 async def _convert(request: Any) -> Any:
@@ -31,3 +34,19 @@ async def _convert(request: Any) -> Any:
     except ValueError as error:
         return web.json_response({"error": str(error)}, status=400)
     return web.json_response({"workflow": workflow, "report": report.to_dict()})
+
+
+async def _count(request: Any) -> Any:
+    """Take the inputs of a prompt list, answer {"count"} or {"error"} with status 400."""
+    from aiohttp import web
+
+    try:
+        body = await request.json()
+        names = ("text", "file", "split")
+        values = [body.get(name) for name in names] if isinstance(body, dict) else [None]
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"expected an object with texts under the keys {', '.join(names)}.")
+        count = len(read_prompts(*values))
+    except ValueError as error:
+        return web.json_response({"error": str(error)}, status=400)
+    return web.json_response({"count": count})

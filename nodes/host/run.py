@@ -9,6 +9,12 @@ import comfy.model_management
 import comfy.utils
 import node_helpers
 
+RECORD = "kandinsky5"
+"""Keyword of a saved file's metadata: node id -> what it settled on, a list in order."""
+
+PROMPT = "k5_prompt"
+"""Conditioning key: the text that was encoded, for the record."""
+
 
 def check_cancelled() -> None:
     """Raise ComfyUI's interrupt exception if the user pressed Cancel."""
@@ -48,3 +54,26 @@ def show_text(hidden: Any, text: str) -> None:
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if node_id is not None and hasattr(server, "send_progress_text"):
         server.send_progress_text(text, node_id)
+
+
+def prompt_of(conditioning: list[Any]) -> str | None:
+    """The prompt behind a CONDITIONING; None where another node encoded it."""
+    texts = [extra[PROMPT] for _, extra in conditioning if PROMPT in extra]
+    return " ".join(dict.fromkeys(texts)) if texts else None
+
+
+def record(hidden: Any, node: str, values: dict[str, Any]) -> None:
+    """Put what a node settled on into the metadata of files that this run saves later.
+
+    A file made of results in ComfyUI's cache, whose nodes do not run again, lacks it.
+
+    Args:
+        hidden: The node's `cls.hidden`, which holds its extra_pnginfo: what ComfyUI's save nodes
+            write beside the workflow, one dictionary for the whole run.
+        node: The node's id.
+        values: Plain values for JSON; those that are None are left out.
+    """
+    metadata = getattr(hidden, "extra_pnginfo", None)
+    if isinstance(metadata, dict):
+        known = {name: value for name, value in values.items() if value is not None}
+        metadata.setdefault(RECORD, {}).setdefault(node, []).append(known)

@@ -31,9 +31,39 @@ class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_s
 
 
 def sampling_shift(model: Any) -> float | None:
-    """The shift that a node such as ModelSamplingSD3 put on a MODEL; None if none did."""
+    """The shift that a node such as ModelSamplingSD3 put on a MODEL; None if none did.
+
+    Raises:
+        ValueError: What a node put there is no schedule of this family, and its shift, if it has
+            one, is another quantity.
+    """
     patched = model.object_patches.get("model_sampling")
-    return None if patched is None else float(patched.shift)
+    if patched is None:
+        return None
+    own = model.model.model_sampling
+    if isinstance(patched, comfy.model_sampling.ModelSamplingDiscreteFlow):
+        if patched.multiplier == own.multiplier:
+            return float(patched.shift)
+        found = f"ModelSamplingAuraFlow (times up to {patched.multiplier:g})"
+    else:
+        found = _host_name(type(patched))
+    raise ValueError(
+        f"model: expected no schedule or that of ModelSamplingSD3, found that of {found}; take the "
+        "node that sets it out, and set shift here."
+    )
+
+
+def _host_name(made: type) -> str:
+    """Name of a node's class of sampling as the host calls what it is made from."""
+    names = (base.__name__ for base in made.mro() if base.__module__ == "comfy.model_sampling")
+    return next(names, made.__name__)
+
+
+def native_sigmas(model: Any, steps: int) -> Tensor:
+    """The host's own times of a MODEL, (steps + 1,) from noise to 0, with the shift set on it."""
+    return comfy.samplers.calculate_sigmas(
+        model.get_model_object("model_sampling"), "simple", steps
+    )
 
 
 def euler(
@@ -137,4 +167,6 @@ def sample_latents(
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         ).to(comfy.model_management.intermediate_device())
-    return {**latent, "samples": samples, SPACE: model.model.space.name}
+    sampled = {**latent, "samples": samples}
+    space = getattr(model.model, "space", None)  # only our own MODEL names it
+    return sampled if space is None else {**sampled, SPACE: space.name}

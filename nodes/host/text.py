@@ -25,7 +25,8 @@ from .files import NANO, find_path
 from .prompt import TEXT_MARK, prepare_prompt
 from .run import set_conditioning
 from .text_native import is_native_pair, with_reference_text
-from .text_qwen import QwenClipModel, QwenClipTokenizer, read_qwen_clip
+from .text_qwen import QwenClipModel, QwenClipTokenizer
+from .text_weights import read_qwen_clip
 
 Tokens = dict[str, Any]
 """Name of an encoder -> one list of (id, weight) pairs."""

@@ -6,11 +6,7 @@ norm, as the transformers were trained, and the cuts are the reference's.
 
 from __future__ import annotations
 
-import inspect
-import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import comfy.sd1_clip
@@ -29,90 +25,22 @@ from ...kandinsky_core.text import (
     fit_for_qwen,
     halve_images,
 )
-from ...kandinsky_core.weights import Header, QwenHeader, WeightFiles, read_header, read_qwen_header
-from .model_load import has_scaled_layers
 from .prompt import TEXT_MARK, prepare_prompt
 from .qwen_vision import as_picture, picture_order
+from .text_weights import (
+    SCALED_MARK,
+    VISION,
+    QwenClipWeights,
+    clip_config,
+    fill,
+    parameters_of,
+    qwen_config,
+)
 
 QWEN = "qwen25_7b"
 CLIP_L = "clip_l"
 CROP = "k5_crop"
 """Entry of the token dictionary: tokens to drop from the front after encoding."""
-
-_HEAD_DIM = 128  # the host's Qwen2.5 has no other
-_VISION = "visual."
-_SCALED_MARK = "scaled_fp8"
-# what a file may lack: parts not used, and factors of layers that are not scaled
-_UNUSED = ("text_projection", "logit_scale", "position_ids", "scale_weight", _SCALED_MARK)
-# transformers >= 4.52 wraps the language model once more
-_RENAMED = {"model.language_model.": "model.", "model.visual.": _VISION}
-
-
-@dataclass(frozen=True)
-class QwenClipWeights:
-    """State dicts of both models under ComfyUI's names."""
-
-    qwen: dict[str, Tensor]
-    clip: dict[str, Tensor]
-    qwen_header: QwenHeader
-    clip_path: Path
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(w.numel() for state in (self.qwen, self.clip) for w in state.values())
-
-
-def read_qwen_clip(qwen_path: Path, clip_path: Path) -> QwenClipWeights:
-    """Read both files.
-
-    Raises:
-        ValueError: A file is damaged or of another model.
-    """
-    takes_scales = "llama_scaled_fp8" in _parameters(comfy.text_encoders.qwen_image.te)
-    header = read_qwen_header(qwen_path)
-    qwen = _read(header, keep_scales=takes_scales and has_scaled_layers())
-    clip = _read(read_header(clip_path, "text_encoder"))
-    if "model.layers.0.self_attn.q_proj.weight" not in qwen or "model.norm.weight" not in qwen:
-        raise ValueError(
-            f"qwen_name: {qwen_path.name} is not a Qwen2.5-VL text encoder; use "
-            "qwen_2.5_vl_7b.safetensors, its fp8 version, or Qwen2.5-VL-7B as GGUF."
-        )
-    if "text_model.final_layer_norm.weight" not in clip:
-        raise ValueError(
-            f"clip_name: {clip_path.name} is not a CLIP-L text encoder; use clip_l.safetensors."
-        )
-    if header.vision_path is not None:
-        logging.info("Kandinsky 5: %s sees through %s.", qwen_path.name, header.vision_path.name)
-    return QwenClipWeights(qwen, clip, header, clip_path)
-
-
-def _read(header: Header, *, keep_scales: bool = False) -> dict[str, Tensor]:
-    """Tensors under ComfyUI's names; scaled fp8 stays so only for layers that take it."""
-    tensors = {
-        _host_name(name): entry
-        for name, entry in header.tensors.items()
-        if not name.startswith("lm_head.")
-    }
-    with WeightFiles(header.path, tensors, keep_scales=keep_scales) as files:
-        # the host takes the dtype of a norm for that of the model, and GGUF keeps norms in fp32
-        dtype = files.main_dtype if files.is_unpacked else None
-        state = {name: files.read(name, dtype) for name in files}
-        if files.scaled_dtype is not None:
-            state[_SCALED_MARK] = torch.zeros(0, dtype=files.scaled_dtype)
-        elif dtype is not None:
-            logging.info("Kandinsky 5: %s is unpacked to %s.", header.path.name, files.main_dtype)
-    return state
-
-
-def _host_name(name: str) -> str:
-    for start, instead in _RENAMED.items():
-        if name.startswith(start):
-            return instead + name.removeprefix(start)
-    return name
-
-
-def _parameters(function: Any) -> set[str]:
-    return set(inspect.signature(function).parameters)
 
 
 class QwenClipTokenizer:
@@ -204,29 +132,30 @@ class QwenClipModel(nn.Module):
     ) -> None:
         super().__init__()
         options = model_options or {}
-        detected = comfy.text_encoders.hunyuan_video.llama_detect(weights.qwen)
-        stored = weights.qwen["model.layers.0.self_attn.q_proj.weight"].dtype
-        if stored.itemsize == 1 and _SCALED_MARK not in weights.qwen:
+        qwen, clip = weights.qwen.shapes, weights.clip.shapes
+        detected = comfy.text_encoders.hunyuan_video.llama_detect(qwen)
+        stored = qwen["model.layers.0.self_attn.q_proj.weight"].dtype
+        if stored.itemsize == 1 and SCALED_MARK not in qwen:
             # the host goes by a norm, which such files may keep in bf16
             detected["dtype_llama"] = stored
         factory = comfy.text_encoders.qwen_image.te
-        taken = _parameters(factory)
+        taken = parameters_of(factory)
         build = factory(**{key: value for key, value in detected.items() if key in taken})
-        qwen_options = {**options, f"{QWEN}_model_config": _qwen_config(weights.qwen)}
+        qwen_options = {**options, f"{QWEN}_model_config": qwen_config(qwen)}
         self.qwen = getattr(build(device=device, dtype=dtype, model_options=qwen_options), QWEN)
         clip_options = {
             **options,
             "model_name": CLIP_L,
-            f"{CLIP_L}_model_config": _clip_config(weights.clip),
+            f"{CLIP_L}_model_config": clip_config(clip),
         }
-        clip_dtype = weights.clip["text_model.final_layer_norm.weight"].dtype
+        clip_dtype = clip["text_model.final_layer_norm.weight"].dtype
         self.clip = comfy.sd1_clip.SDClipModel(
             device=device,
             dtype=clip_dtype,
             return_projected_pooled=False,
             model_options=clip_options,
         )
-        self.sees = any(name.startswith(_VISION) for name in weights.qwen)
+        self.sees = weights.sees
         self.dtypes = {clip_dtype, detected.get("dtype_llama", dtype)}
         self.qwen_path = weights.qwen_header.path
         self.why_blind = weights.qwen_header.why_blind
@@ -235,30 +164,10 @@ class QwenClipModel(nn.Module):
         """Fill both models.
 
         Raises:
-            ValueError: A file lacks weights.
+            ValueError: A file lacks weights, or they are of another size.
         """
-        for model, state, label in (
-            (self.qwen, weights.qwen, weights.qwen_header.label),
-            (self.clip, weights.clip, str(weights.clip_path)),
-        ):
-            for name, parameter in model.transformer.named_parameters():
-                # the host makes all of a model or scaled layer in fp8, norms and biases too
-                if name in state and parameter.itemsize == 1 < state[name].itemsize:
-                    parameter.data = parameter.data.to(state[name].dtype)
-            try:
-                missing, _unexpected = model.load_sd(state)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{label} has weights of other shapes than Qwen2.5-VL 7B and CLIP-L; use "
-                    "the files that the help page of this node names."
-                ) from error
-            unused = _UNUSED if self.sees else (_VISION, *_UNUSED)
-            missing = [name for name in missing if not any(part in name for part in unused)]
-            if missing:
-                raise ValueError(
-                    f"{label} lacks {len(missing)} of the text encoder's weights, first "
-                    f"{missing[0]}; download it again."
-                )
+        fill(self.qwen.transformer, weights.qwen, () if self.sees else (VISION,))
+        fill(self.clip.transformer, weights.clip)
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
         """Pass on where to compute; see `set_device`."""
@@ -275,7 +184,7 @@ class QwenClipModel(nn.Module):
         Raises:
             ValueError: There are images, and no vision tower was loaded.
         """
-        if not self.sees and any(not isinstance(pair[0], int) for pair in tokens[QWEN][0]):
+        if not self.sees and has_pictures(tokens):
             raise ValueError(f"qwen_name: {self.qwen_path.name}: {NO_VISION}: {self.why_blind}.")
         return encode_tokens(self.qwen, self.clip, tokens)
 
@@ -298,6 +207,11 @@ def set_device(models: Iterable[Any], options: dict[str, Any]) -> None:
         model.set_clip_options(placed)
 
 
+def has_pictures(tokens: dict[str, Any]) -> bool:
+    """Whether what `QwenClipTokenizer` made is more than text."""
+    return any(not isinstance(pair[0], int) for pair in tokens[QWEN][0])
+
+
 def encode_tokens(
     qwen: Any, clip: Any, tokens: dict[str, Any]
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -315,33 +229,3 @@ def encode_tokens(
         states = qwen.encode_token_weights(tokens[QWEN])[0]
     pooled = clip.encode_token_weights(tokens[CLIP_L])[1]
     return states[:, tokens[CROP] :], pooled, {TEXT_MARK: True}
-
-
-def _qwen_config(state: dict[str, Tensor]) -> dict[str, int]:
-    """Qwen's dimensions, read off its weights."""
-    layer = "model.layers.0"
-    vocab_size, hidden_size = state["model.embed_tokens.weight"].shape
-    return {
-        "vocab_size": vocab_size,
-        "hidden_size": hidden_size,
-        "intermediate_size": state[f"{layer}.mlp.gate_proj.weight"].shape[0],
-        "num_hidden_layers": _count_layers(state, "model.layers."),
-        "num_attention_heads": state[f"{layer}.self_attn.q_proj.weight"].shape[0] // _HEAD_DIM,
-        "num_key_value_heads": state[f"{layer}.self_attn.k_proj.weight"].shape[0] // _HEAD_DIM,
-    }
-
-
-def _clip_config(state: dict[str, Tensor]) -> dict[str, int]:
-    """CLIP's dimensions, read off its weights."""
-    hidden_size = state["text_model.final_layer_norm.weight"].shape[0]
-    return {
-        "hidden_size": hidden_size,
-        "intermediate_size": state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        "num_hidden_layers": _count_layers(state, "text_model.encoder.layers."),
-        "num_attention_heads": hidden_size // 64,
-    }
-
-
-def _count_layers(state: dict[str, Tensor], prefix: str) -> int:
-    start = len(prefix)
-    return 1 + max(int(name[start:].split(".")[0]) for name in state if name.startswith(prefix))

@@ -14,12 +14,13 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import load_vae as load_core_vae
 from ...kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
 from ...kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, plan_tiles, tile_bytes
-from .latents import SPACE, LatentSpace, space_of_vae
+from .latents import NANO, SPACE, LatentSpace, space_of_vae
 from .run import Progress, check_cancelled
 
 GIB = 2**30
@@ -284,9 +285,9 @@ def decode_frames(vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> 
     """Decode clip by clip, a few frames at a time, with progress and cancel on the node.
 
     Args:
-        vae: From `load_vae`.
+        vae: From `load_vae`; another one decodes by its own means, at once.
         latent: LATENT of (B, C, T, h, w), or (B, C, h, w) for images.
-        memory_budget_gb: GiB that the work may take; 0 uses what is free.
+        memory_budget_gb: GiB that the work may take, for ours; 0 uses what is free.
 
     Returns:
         The frames; the work is done while they are taken.
@@ -295,9 +296,8 @@ def decode_frames(vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> 
         ValueError: The latents are not this VAE's, or the budget is too small.
     """
     if not isinstance(vae, VAE):
-        raise ValueError(
-            "vae: expected one from Load VAE (Kandinsky 5); for other VAEs use VAE Decode."
-        )
+        yield from _decode_by_itself(vae, latent, memory_budget_gb)
+        return
     latents, space = latent["samples"], latent.get(SPACE, vae.space.name)
     if space != vae.space.name:
         raise ValueError(
@@ -334,3 +334,24 @@ def _decoded(vae: VAE, clips: Tensor, memory_budget_gb: float) -> Iterator[Tenso
             tiling=plan,
             on_tile=lambda _done, _total: progress.advance(),
         )
+
+
+def _decode_by_itself(
+    vae: comfy.sd.VAE, latent: dict[str, Any], memory_budget_gb: float
+) -> Iterator[Tensor]:
+    """Decode with a VAE of other nodes, which takes tiles where memory runs out; see
+    `decode_frames`."""
+    latents, space = latent["samples"], latent.get(SPACE)
+    if space == NANO or latents.shape[1] != vae.latent_channels:
+        raise ValueError(
+            f"vae: it decodes {vae.latent_channels} channels, found a latent of shape "
+            f"{tuple(latents.shape)}{f' for the {space} VAE' if space else ''}; load the VAE that "
+            "belongs to the model."
+        )
+    if memory_budget_gb:
+        logging.info("Kandinsky 5: memory_budget_gb is for VAEs of Load VAE (Kandinsky 5) alone.")
+    if latents.ndim == 5 and vae.latent_dim == 2:
+        latents = rearrange(latents, "b c t h w -> (b t) c h w")
+    images = vae.decode(latents)  # (B, H, W, 3), or (B, F, H, W, 3)
+    for image in images.flatten(0, -4).split(1):
+        yield rearrange(image, "1 h w c -> 1 c 1 h w") * 2 - 1

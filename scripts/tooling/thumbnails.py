@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -18,6 +20,10 @@ JOBS = {
     "image_to_video": "a red star moves to the right on a navy background",
 }
 """Workflow -> prompt. The workflows for real checkpoints get the picture of their nano twin."""
+AS_THEY_ARE = ("extend_nano", "first_last_frame_nano", "video_to_video_nano")
+"""Workflows run with the prompts they are shipped with. Those of LoRA and prompt lists, which need a
+file or make several, get the picture of text to video."""
+AS_TEXT_TO_VIDEO = ("lora_nano", "preset_prompt_list_nano")
 GALLERY = ROOT / "assets" / "examples.png"
 GALLERY_PROMPTS = (
     "a red star moves to the right",
@@ -66,8 +72,16 @@ def make_thumbnails(seed: int) -> None:
     environment.ensure("demo")
     with comfyui.Server(BASE) as server, tempfile.TemporaryDirectory() as folder:
         first_frame = Path(folder) / "kandinsky5_first_frame.png"
-        for name, prompt in JOBS.items():
-            workflow = load_workflow(FOLDER / "api" / f"{name}_nano.json", prompt=prompt, seed=seed)
+        jobs = {
+            (name, f"{name}_nano"): load_workflow(
+                FOLDER / "api" / f"{name}_nano.json", prompt=prompt, seed=seed
+            )
+            for name, prompt in JOBS.items()
+        }
+        for name in AS_THEY_ARE:
+            text = (FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8")
+            jobs[(name,)] = json.loads(text)
+        for stems, workflow in jobs.items():
             for node in workflow.values():
                 if node["class_type"] == "LoadImage":
                     node["inputs"]["image"] = server.client.upload(first_frame)
@@ -76,8 +90,10 @@ def make_thumbnails(seed: int) -> None:
             result.write_bytes(server.client.download(file))
             if not first_frame.exists():
                 _convert(result, first_frame)
-            for stem in (name, f"{name}_nano"):
+            for stem in stems:
                 _convert(result, FOLDER / f"{stem}.jpg")
+        for name in AS_TEXT_TO_VIDEO:
+            shutil.copyfile(FOLDER / "text_to_video_nano.jpg", FOLDER / f"{name}.jpg")
         clips = []
         for index, prompt in enumerate(GALLERY_PROMPTS):
             workflow = load_workflow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,6 +22,7 @@ FLAGS = [
     "--disable-sync",
 ]
 READY_MS = 60_000
+RUN_MS = 240_000
 
 
 class Console:
@@ -72,6 +74,54 @@ def page(chromium, comfy_server, comfy, artifacts, request):
     yield page
     page.screenshot(path=artifacts / f"{request.node.name}.png")
     context.close()
+
+
+@pytest.fixture
+def open_file(page):
+    """Loads a UI-form workflow from a file into the canvas and returns it."""
+
+    def load(path):
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        page.evaluate("(workflow) => window.app.loadGraphData(workflow)", workflow)
+        count = len(workflow["nodes"])
+        page.wait_for_function("(n) => window.app.graph.nodes.length === n", arg=count)
+        return workflow
+
+    return load
+
+
+@pytest.fixture
+def set_widgets(page):
+    """Sets widgets by name on the only node of a type."""
+
+    def call(node_type, values):
+        page.evaluate(
+            """([type, values]) => {
+                const node = window.app.graph.nodes.find((each) => each.type === type);
+                for (const [name, value] of Object.entries(values))
+                    node.widgets.find((each) => each.name === name).value = value;
+            }""",
+            [node_type, values],
+        )
+
+    return call
+
+
+@pytest.fixture
+def wait_for_queue(page, comfy):
+    """Waits until nothing is queued; returns what /history holds of the last `count` runs."""
+
+    def call(count):
+        page.wait_for_function(
+            """async () => {
+                const queue = await (await fetch('/queue')).json();
+                return queue.queue_running.length + queue.queue_pending.length === 0;
+            }""",
+            timeout=RUN_MS,
+        )
+        return list(comfy.get("/history").values())[-count:]
+
+    return call
 
 
 def _only_this_machine(route):

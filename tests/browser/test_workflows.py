@@ -21,14 +21,6 @@ RUN_MS = 120_000
 by_name = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
 
-def open_file(page, path):
-    """Load a UI-form workflow into the canvas and return it."""
-    workflow = json.loads(path.read_text(encoding="utf-8"))
-    page.evaluate("(workflow) => window.app.loadGraphData(workflow)", workflow)
-    page.wait_for_function("(n) => window.app.graph.nodes.length === n", arg=len(workflow["nodes"]))
-    return workflow
-
-
 def test_workflows_are_shipped_for_nano_and_for_real_checkpoints():
     names = [path.stem for path in WORKFLOWS]
     assert sum("nano" in name for name in names) >= 3
@@ -38,8 +30,8 @@ def test_workflows_are_shipped_for_nano_and_for_real_checkpoints():
 
 
 @by_name
-def test_api_twin_is_what_the_page_exports(page, path, request):
-    open_file(page, path)
+def test_api_twin_is_what_the_page_exports(page, open_file, path, request):
+    open_file(path)
     exported = page.evaluate("async () => (await window.app.graphToPrompt()).output")
     twin = FOLDER / "api" / path.name
     if request.config.getoption("--export-workflows"):
@@ -50,8 +42,8 @@ def test_api_twin_is_what_the_page_exports(page, path, request):
 
 
 @by_name
-def test_page_reads_every_widget_where_the_file_put_it(page, path):
-    workflow = open_file(page, path)
+def test_page_reads_every_widget_where_the_file_put_it(page, open_file, path):
+    workflow = open_file(path)
     nodes = page.evaluate("() => window.app.graph.serialize().nodes")
     in_page = {node["id"]: node for node in nodes}
     known = page.evaluate("() => Object.keys(LiteGraph.registered_node_types)")
@@ -83,8 +75,8 @@ def test_creator_opens_a_template_presses_run_and_sees_the_video(page, artifacts
     assert page.console.from_the_pack() == []
 
 
-def test_creator_cancels_a_run_and_the_next_one_works(page, comfy):
-    open_file(page, TEXT_TO_VIDEO)
+def test_creator_cancels_a_run_and_the_next_one_works(page, comfy, open_file):
+    open_file(TEXT_TO_VIDEO)
     set_steps = """(steps) => {
         const node = window.app.graph.nodes.find((each) => each.type === 'K5_Sampler');
         const widget = node.widgets.find((each) => each.name === 'steps');

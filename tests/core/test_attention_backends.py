@@ -17,8 +17,22 @@ from kandinsky_core.attention import (
     attend_reference,
 )
 from kandinsky_core.attention.backends import dense, gathered
+from kandinsky_core.attention.full_heads import full_heads_apart
 
-BACKENDS = {"auto": attend, "dense": attend_dense, "gathered": attend_gathered}
+
+def attend_padded(*args, **kwargs):
+    """Gathered as it runs forward on accelerators: rows of different counts share a piece."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathered, "_pads", lambda _: True)
+        return attend_gathered(*args, **kwargs)
+
+
+BACKENDS = {
+    "auto": attend,
+    "dense": attend_dense,
+    "gathered": attend_gathered,
+    "padded": attend_padded,
+}
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -108,6 +122,44 @@ def test_gradients_equal_those_of_the_reference(backend, dtype, density):
         assert actual.dtype == dtype
         error = (actual.float() - wanted).norm() / wanted.norm()
         assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("slack", [0.125, 0.9])
+def test_gradients_of_padded_pieces(slack, monkeypatch):
+    monkeypatch.setattr(gathered, "_pads", lambda _: True)
+    monkeypatch.setattr(gathered, "SLACK_ELSEWHERE", slack)
+    q, k, v, block_map = random_case(8, 2, 2, 13, 4, 16, 0.6)
+    wanted, actual = (
+        torch.autograd.functional.vjp(
+            lambda *x, f=function: f(*x, block_map=block_map), (q, k, v), q.sin()
+        )
+        for function in (attend_reference, attend_gathered)
+    )
+    assert (actual[0] - wanted[0]).abs().max() < 1e-5
+    assert all((a - b).abs().max() < 1e-5 for a, b in zip(actual[1], wanted[1], strict=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_heads_that_keep_everything_never_reach_a_backend(share, with_mask):
+    q, k, v, block_map = random_case(9, 2, 4, 5, 4, 16, 0.5)
+    full = torch.arange(8).view(2, 4) < 8 * share
+    kept = block_map.kept | full[:, :, None, None]
+    kept[..., 1, 2] &= full  # no other is full by chance
+    kept[~full, 0] = False
+    block_map = BlockMap(kept, block_map.tile_thw, block_map.grid_thw)
+    mask = torch.arange(20).expand(2, 20) < torch.tensor([[20], [13]]) if with_mask else None
+    seen = []
+
+    def sparse(*args, **kwargs):
+        seen.append(kwargs["block_map"].kept)
+        return attend_reference(*args, **kwargs)
+
+    out = full_heads_apart(sparse)(q, k, v, mask=mask, block_map=block_map)
+    expected = attend_reference(q, k, v, mask=mask, block_map=block_map)
+    assert (out - expected).abs().max() < 1e-5
+    assert [len(x.flatten(0, 1)) for x in seen] == ([] if share == 1 else [8 - 8 * share])
+    assert not any(x.flatten(2).all(-1).any() for x in seen)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])

@@ -1,4 +1,4 @@
-"""Choosing a backend: what auto picks, what flex computes, how packages' kernels are called."""
+"""Choosing a backend: what auto picks, and how packages' kernels are called."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from kandinsky_core.attention import (
     missing,
 )
 from kandinsky_core.attention.backends import packages
+from kandinsky_core.attention.backends.tried import Tried
 
 
 def random_case(density, block=64, blocks=5, heads=2, head_dim=64, dtype=torch.float32):
@@ -61,6 +62,108 @@ def test_auto_picks_by_density_dtype_and_gradient(density, dtype, grad, expected
     assert (out.float() - wanted).abs().max() < (1e-5 if dtype == torch.float32 else 2e-2)
 
 
+class OnCuda(torch.Tensor):
+    """A tensor in memory that says it is on CUDA: who is chosen can be tried without one."""
+
+    @property
+    def device(self):
+        return torch.device("cuda")
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Puts stand-ins for all that auto chooses from; returns the names of those called."""
+    calls = []
+    monkeypatch.setattr(auto, "KERNEL_FROM", 320)
+
+    def stand_in(name, error=None):
+        def run(q, k, v, *, mask=None, block_map=None):
+            calls.append(name)
+            if error is not None:
+                raise error
+            plain = [x.as_subclass(torch.Tensor) for x in (q, k, v)]
+            return attend_reference(*plain, mask=mask, block_map=block_map)
+
+        return run
+
+    def absent():
+        raise ImportError("not installed")
+
+    def install(there=("flex", "block_sparse"), **errors):
+        for name in ("gathered", "dense"):
+            monkeypatch.setattr(auto, f"attend_{name}", stand_in(name))
+        for name in ("flex", "block_sparse", "compiled"):
+            run = stand_in(name, errors.get(name))
+            load = (lambda run=run: run) if name in there else absent
+            monkeypatch.setattr(auto, name.upper(), Tried(name, load))
+        return calls
+
+    return install
+
+
+def cuda_case(density, **options):
+    q, k, v, block_map = random_case(density, **options)
+    return [x.as_subclass(OnCuda) for x in (q, k, v)], block_map
+
+
+@pytest.mark.parametrize(
+    ("density", "options", "there", "expected"),
+    [
+        (0.2, {"dtype": torch.bfloat16}, ("flex", "block_sparse"), "block_sparse"),
+        (0.9, {"dtype": torch.bfloat16}, ("flex", "block_sparse"), "block_sparse"),
+        (0.2, {"dtype": torch.float16}, ("flex", "block_sparse"), "flex"),
+        (0.2, {}, ("flex", "block_sparse"), "flex"),
+        (0.9, {"dtype": torch.bfloat16}, ("flex",), "flex"),
+        (0.2, {"block": 16, "blocks": 20}, ("flex", "block_sparse"), "flex"),
+        (0.2, {"block": 48, "blocks": 7}, ("flex", "block_sparse"), "gathered"),
+        (0.9, {"block": 48, "blocks": 7}, ("flex", "block_sparse"), "dense"),
+        (0.2, {"blocks": 4}, ("flex", "block_sparse"), "gathered"),
+        (0.9, {"blocks": 4}, ("flex", "block_sparse"), "dense"),
+        (0.2, {}, (), "gathered"),
+        (0.9, {}, (), "dense"),
+        (1.1, {}, ("flex", "block_sparse"), "dense"),
+    ],
+)
+def test_auto_on_cuda_picks_by_dtype_size_and_density(density, options, there, expected, stand_ins):
+    calls = stand_ins(there)
+    qkv, block_map = cuda_case(density, **options)
+    out = attend(*qkv, block_map=block_map)
+    assert calls == [expected]
+    assert close(out, *(x.as_subclass(torch.Tensor) for x in qkv), block_map)
+
+
+def test_gradients_and_full_heads_do_not_decide_for_a_kernel(stand_ins):
+    calls = stand_ins()
+    (q, k, v), block_map = cuda_case(0.2, blocks=4)
+    block_map.kept[0, 1] = True  # dense anyway: the other head is sparse
+    attend(q, k, v, block_map=block_map)
+    (q, k, v), block_map = cuda_case(0.2)
+    attend(q.requires_grad_(), k, v, block_map=block_map)
+    assert calls == ["gathered", "gathered"]
+
+
+def test_a_kernel_that_fails_is_left_out_from_then_on_and_said_once(stand_ins, caplog):
+    error = RuntimeError("no valid configuration\nand a page of code")
+    calls = stand_ins(flex=error, block_sparse=ValueError("Hopper only"))
+    qkv, block_map = cuda_case(0.2, dtype=torch.bfloat16)
+    for _ in range(3):
+        out = attend(*qkv, block_map=block_map)
+        assert close(out, *(x.as_subclass(torch.Tensor) for x in qkv), block_map)
+    assert calls == ["block_sparse", "flex", *["gathered"] * 3]
+    first, second = (record.message for record in caplog.records)
+    assert first.startswith("the attention backend block_sparse fails here")
+    assert second.endswith("(no valid configuration)")
+
+
+def test_a_kernel_without_memory_is_tried_again(stand_ins):
+    calls = stand_ins(("flex",), flex=torch.OutOfMemoryError("full"))
+    qkv, block_map = cuda_case(0.2)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            attend(*qkv, block_map=block_map)
+    assert calls == ["flex", "flex"]
+
+
 def test_unknown_and_absent_backends_are_refused_with_what_there_is(monkeypatch):
     monkeypatch.setitem(sys.modules, "sageattention", None)
     with pytest.raises(ValueError, match="'quick' does not exist; choose one of auto, dense"):
@@ -68,43 +171,6 @@ def test_unknown_and_absent_backends_are_refused_with_what_there_is(monkeypatch)
     with pytest.raises(ValueError, match=r"sageattention cannot be imported.*choose one of auto"):
         load_backend("sage")
     assert [missing(name) for name in BACKENDS[:4]] == [None] * 4
-
-
-# --- flex ----------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_compiled_flex_equals_reference_and_new_maps_do_not_recompile():
-    flex = load_backend("flex")
-    torch._dynamo.utils.counters.clear()
-    with torch.no_grad():
-        for density in (0.3, 0.7):
-            q, k, v, block_map = random_case(density)
-            block_map.kept[0, 1, 3] = False
-            expected = attend_reference(q, k, v, block_map=block_map)
-            actual = flex(q, k, v, block_map=block_map)
-            assert (actual - expected).abs().max() < 1e-5
-            assert not actual[0, 1, 3 * 64 : 4 * 64].any()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-
-
-def test_flex_hands_on_what_it_cannot_do(monkeypatch):
-    def refuse(*_args, **_kwargs):
-        raise AssertionError("compiled for a call that flex cannot do")
-
-    monkeypatch.setattr(torch, "compile", lambda _: refuse)
-    flex = load_backend("flex")
-    q, k, v, block_map = random_case(0.5, block=12)
-    assert torch.equal(flex(q, k, v), attend(q, k, v))
-    expected = attend_reference(q, k, v, block_map=block_map)
-    assert (flex(q, k, v, block_map=block_map) - expected).abs().max() < 1e-5
-    mask = torch.arange(60)[None] < 50
-    expected = attend_reference(q, k, v, mask=mask, block_map=block_map)
-    actual = flex(q, k, v, mask=mask, block_map=block_map)
-    assert (actual - expected).abs().max() < 1e-5
-    q, k, v, block_map = random_case(0.5)  # no backward on a CPU
-    flex(q.requires_grad_(), k, v, block_map=block_map).sum().backward()
-    assert q.grad is not None
 
 
 # --- kernels of other packages: the calls alone, through stand-ins ---------------------------

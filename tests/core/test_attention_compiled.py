@@ -22,6 +22,7 @@ from kandinsky_core.attention import (
     missing,
 )
 from kandinsky_core.attention.backends import compiled, compiled_speed
+from kandinsky_core.attention.backends.tried import Tried
 
 needs_compiler = pytest.mark.skipif(
     not shutil.which("c++"), reason="needs a C++ compiler, which this machine lacks"
@@ -30,18 +31,23 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture(scope="module")
-def _kernel():
+def _built():
     build_kernel()
-    auto._has_kernel.cache_clear()
+
+
+@pytest.fixture
+def _kernel(_built, monkeypatch):
+    """A kernel that auto has not tried yet."""
+    monkeypatch.setattr(auto, "COMPILED", Tried("the compiled kernel", auto._load_compiled))
 
 
 @pytest.fixture
 def without_kernel(tmp_path, monkeypatch):
-    """A cache in which nothing was built."""
+    """A process that loaded nothing, and a cache in which nothing was built."""
     monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))
-    auto._has_kernel.cache_clear()
-    yield tmp_path
-    auto._has_kernel.cache_clear()
+    monkeypatch.setattr(compiled, "_is_loaded", lambda: False)
+    monkeypatch.setattr(auto, "COMPILED", Tried("the compiled kernel", auto._load_compiled))
+    return tmp_path
 
 
 def random_case(seed, batch, heads, blocks, block, head_dim, density, dtype=torch.float32):
@@ -107,16 +113,40 @@ def test_what_the_kernel_cannot_do_is_handed_on(case, monkeypatch):
 
 @needs_compiler
 @pytest.mark.usefixtures("_kernel")
-@pytest.mark.parametrize(("speed", "calls"), [(1.4, 1), (0.7, 0), (None, 1)])
-def test_auto_takes_a_built_kernel_where_it_was_not_slower(monkeypatch, speed, calls):
+@pytest.mark.parametrize(
+    ("speed", "limit", "density", "expected"),
+    [
+        (1.4, 0.6, 0.5, "compiled"),
+        (1.4, 0.4, 0.5, "gathered"),
+        (1.4, 0.6, 0.95, "dense"),
+        (1.4, 1.0, 0.95, "compiled"),
+        (1.4, 1.0, 1.1, "dense"),
+        (0.7, 1.0, 0.5, "gathered"),
+        (None, None, 0.5, "compiled"),
+        (None, None, 0.95, "dense"),
+    ],
+)
+def test_auto_takes_a_built_kernel_where_it_was_not_slower(
+    monkeypatch, speed, limit, density, expected
+):
     taken = []
-    monkeypatch.setattr(
-        auto, "attend_compiled", lambda *a, **k: taken.append(1) or attend_compiled(*a, **k)
-    )
+    for name in ("compiled", "gathered", "dense"):
+        function = getattr(auto, f"attend_{name}")
+
+        def watched(*args, _name=name, _function=function, **kwargs):
+            taken.append(_name)
+            return _function(*args, **kwargs)
+
+        monkeypatch.setattr(auto, f"attend_{name}", watched)
     monkeypatch.setattr(auto, "kernel_speeds", lambda: {} if speed is None else {"float32": speed})
-    q, k, v, block_map = random_case(3, 1, 2, 5, 16, 64, 0.5)
+    monkeypatch.setattr(auto, "kernel_limits", lambda: {} if limit is None else {"float32": limit})
+    q, k, v, block_map = random_case(3, 1, 2, 20, 16, 64, density)
+    if density < 1:  # no row without a block
+        block_map.kept[0, 0, 10, 3] = True
+    else:
+        block_map.kept[:] = True
     out = attend(q, k, v, block_map=block_map)
-    assert len(taken) == calls
+    assert taken == [expected]
     expected = attend_reference(q, k, v, block_map=block_map)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
 
@@ -126,14 +156,59 @@ def test_auto_takes_a_built_kernel_where_it_was_not_slower(monkeypatch, speed, c
 def test_building_measures_both_dtypes():
     assert kernel_speeds().keys() == {"float32", "bfloat16"}
     assert all(0.01 < speed < 100 for speed in kernel_speeds().values())
+    limits = compiled_speed.kernel_limits()
+    assert limits.keys() == {"float32", "bfloat16"}
+    assert all(0 <= limit <= 1 for limit in limits.values())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ((1, 9, 5), 0.5),  # the kernel takes 1 at 0.1 and 9 at 0.9
+        ((1, 9, 9), 0.9),
+        ((1, 9, 20), 1.0),
+        ((1, 9, 0.5), 0.05),
+        ((3, 5, 1), 0.0),
+        ((2, 2, 3), 1.0),
+        ((2, 1, 1.5), 0.0),
+    ],
+)
+def test_break_even_density(seconds, expected):
+    assert compiled_speed._break_even(*seconds) == pytest.approx(expected)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_kernel")
+def test_a_loaded_kernel_does_without_its_file(tmp_path, monkeypatch):
+    q, k, v, block_map = random_case(5, 1, 2, 5, 16, 64, 0.5)
+    expected = attend_compiled(q, k, v, block_map=block_map)
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))  # where there is none
+    assert torch.equal(attend_compiled(q, k, v, block_map=block_map), expected)
+    assert missing("compiled") is None
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_kernel")
+def test_a_kernel_that_fails_is_replaced(monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("illegal instruction")
+
+    monkeypatch.setattr(compiled, "_attend_heads", broken)
+    monkeypatch.setattr(auto, "kernel_speeds", dict)
+    q, k, v, block_map = random_case(6, 1, 2, 5, 16, 64, 0.5)
+    for _ in range(2):
+        out = attend(q, k, v, block_map=block_map)
+        torch.testing.assert_close(out, attend_reference(q, k, v, block_map=block_map))
+    assert ["illegal instruction" in record.message for record in caplog.records] == [True]
 
 
 def test_speeds_that_cannot_be_read_choose_nothing(without_kernel):
     assert kernel_speeds() == {}
-    speeds = without_kernel / compiled.library_path().with_suffix(".json").name
-    speeds.write_text("[1", encoding="utf-8")
-    compiled_speed._read.cache_clear()
-    assert kernel_speeds() == {}
+    assert compiled_speed._measured_path().parent == without_kernel
+    for text in ("[1", "[1]", '{"speed": {"float32": 1.4}}', '{"speed": 1, "up_to": 1}'):
+        compiled_speed._measured_path().write_text(text, encoding="utf-8")
+        compiled_speed._read.cache_clear()
+        assert kernel_speeds() == compiled_speed.kernel_limits() == {}
 
 
 def test_without_the_kernel_auto_says_so_once_and_goes_on(without_kernel, caplog):

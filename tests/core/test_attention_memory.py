@@ -55,6 +55,39 @@ def test_gathered_memory_is_bounded(backward, monkeypatch):
     assert block_map.kept.sum() * 16 * 16 * 4 > 8 * one_input
 
 
+class Counted(TorchDispatchMode):
+    """Counts operations; those that would make the host wait for a device are refused."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in (torch.ops.aten.nonzero, torch.ops.aten.masked_select)
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_accelerators_get_few_operations_and_no_wait_for_each_piece(backward, monkeypatch):
+    inputs, block_map = case(2, 64, 4, 8, 0.0)
+    # each row of a head keeps another number of blocks, from 1 to all but one
+    block_map.kept.copy_(torch.ones(64, 64, dtype=torch.bool).tril())
+    block_map.kept[:, :, -1, 0] = False
+    monkeypatch.setattr(gathered, "_pads", lambda _: True)
+    for x in inputs:
+        x.requires_grad_(backward)
+    with Counted() as operations:
+        out = attend_gathered(*inputs, block_map=block_map)
+        if backward:
+            out.sum().backward()
+    # counts up to 64, an eighth from each other: no more than log(64) / log(8/7) = 31 pieces of
+    # both heads forward and of each backward; views count as operations here
+    assert operations.count < 31 * (40 + 2 * 80 * backward)
+    counts = block_map.kept.flatten(0, 1).sum(-1)
+    assert all(len(of_head) <= 31 for of_head in gathered._pieces(counts, 8))
+    monkeypatch.setattr(gathered, "_pads", lambda _: False)
+    assert all(len(of_head) == 63 for of_head in gathered._pieces(counts, 8))
+
+
 @pytest.mark.parametrize("backward", [False, True])
 def test_dense_memory_under_a_map_is_bounded(backward, monkeypatch):
     inputs, block_map = case(2, 64, 16, 16, 0.3)

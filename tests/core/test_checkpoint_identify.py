@@ -13,8 +13,10 @@ import torch
 from kandinsky_core.checkpoint import describe_metadata, identify, load_transformer, load_vae
 from kandinsky_core.config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.errors import CheckpointError
-from kandinsky_core.models import ImageVAE, VideoVAE
+from kandinsky_core.models import CrossDiT, ImageVAE, VideoVAE
 from kandinsky_core.models.vae_keys import to_original_key
+from kandinsky_core.nano import nano_path
+from kandinsky_core.settings import Release
 from kandinsky_core.variants import VARIANTS
 
 BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}
@@ -133,6 +135,7 @@ def test_released_files(tmp_path, row):
     assert info.settings.num_frames == (24 * seconds + 1 if seconds else 1)
     assert info.dtype == torch.bfloat16
     assert info.config == VARIANTS[variant]
+    assert info.tasks == {"i2v": ("t2v", "i2v")}.get(task, (task,))
     assert name in info.sources["task"]
     assert name in info.describe()
     assert json.loads(json.dumps(info.to_dict()))["settings"]["num_steps"] == steps
@@ -151,6 +154,28 @@ def test_full_size_loads_on_meta(tmp_path, variant, billions, prefix, dtype):
     assert round(info.num_parameters / 1e9, 2) == billions
     assert info.prefix == prefix
     assert info.sources["task"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "words"),
+    [
+        (
+            "kandinsky5lite_t2v_sft_10s",
+            "video_lite",
+            ["made for 512x768, 768x512 or 512x512 (height x width), 241 frames at 24 fps: 50"],
+        ),
+        (
+            "kandinsky5pro_t2v_sft_5s",
+            "video_pro",
+            ["made for 512x768, 768x512 or", "made for 768x1280, 1280x768, 1024x1024, 640x1408,"],
+        ),
+        ("kandinsky5lite_t2i", "image_lite", ["896x1152 or 1152x896 (height x width): 50 steps"]),
+    ],
+)
+def test_every_size_and_length_it_was_trained_at_is_told(tmp_path, name, variant, words):
+    told = identify(write_sparse(tmp_path / f"{name}.safetensors", transformer_shapes(variant)))
+    for each in words:
+        assert each in told.describe()
 
 
 @pytest.mark.parametrize("prefix", ["transformer.", "module.", "diffusion_model.", "a.b.c."])
@@ -226,6 +251,21 @@ def test_a_file_may_list_its_tasks(tmp_path):
     metadata = describe_metadata(config, tasks=["i2i", "t2v", "unheard-of"])
     path = write_sparse(tmp_path / "b.safetensors", shapes, metadata=metadata)
     assert identify(path).tasks == ("t2v", "i2i")
+
+
+def test_nano_does_all_but_edits_and_its_edit_model_only_those(tmp_path):
+    assert identify(nano_path("transformer")).tasks == ("t2v", "i2v", "t2i")
+    config = VARIANTS["nano"]
+    network = CrossDiT(config, device="meta")
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    for task, tasks in (("t2v", ("t2v", "i2v", "t2i")), ("i2i", ("i2i",))):
+        facts = {"variant": "nano", "task": task, "stage": "pretrain"}
+        path = tmp_path / f"{task}.safetensors"
+        info = identify(write_sparse(path, shapes, metadata=describe_metadata(config, **facts)))
+        assert (info.release, info.tasks) == (Release("nano", task, None, "pretrain"), tasks)
+        assert info.to_dict()["tasks"] == list(tasks)
+        assert info.settings.sizes == ((128, 128),)
+        assert info.settings.num_frames == (17 if task == "t2v" else 1)
 
 
 def test_metadata_must_agree_with_the_weights(tmp_path):

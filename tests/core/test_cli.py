@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from kandinsky_core import errors
-from kandinsky_core.__main__ import main
+from kandinsky_core.__main__ import build_parser, main
 from kandinsky_core.checkpoint import describe_metadata, identify, save_checkpoint
-from kandinsky_core.cli_jobs import checksum
+from kandinsky_core.cli_jobs import DECIDING, NOT_DECIDING, checksum
 from kandinsky_core.config import DiTConfig, NanoTextConfig, VideoVAEConfig
 from kandinsky_core.models import CrossDiT, ImageVAE, VideoVAE
 from kandinsky_core.text import NanoTextEncoder, Written, save_nano_text_encoder
@@ -288,6 +288,89 @@ def test_a_list_goes_on_where_it_stopped(
     assert len(list((tmp_path / "outputs").iterdir())) == 4
 
 
+def test_every_option_decides_a_job_or_is_known_not_to() -> None:
+    options = vars(build_parser().parse_args(["generate", "a"])).keys() - {"command", "run"}
+    assert options == {*DECIDING, *NOT_DECIDING}
+    assert not set(DECIDING) & set(NOT_DECIDING)
+
+
+def test_other_options_are_another_job(
+    run_list: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_list(text="a circle") == 0
+    capsys.readouterr()
+    assert run_list("--device", "cpu", "--vae-memory", 4, text="a circle") == 0
+    assert "1 of 1 exist" in capsys.readouterr().err
+    others = (
+        ("--unguided-last-step",),
+        ("--no-normalize",),
+        ("--dtype", "bf16"),
+        ("--size-class", "large"),
+        ("--attention", "nabla"),
+        ("--attention", "nabla", "--nabla-p", 0.5),
+        ("--attention-backend", "gathered"),
+    )
+    size = ("--height", 32, "--width", 64)  # of NABLA's tiles
+    assert run_list(*size, text="a circle") == 0
+    for number, options in enumerate(others, start=3):
+        assert run_list(*size, *options, text="a circle") == 0
+        assert len(list((tmp_path / "outputs").iterdir())) == number, options
+
+
+def test_what_was_made_tells_every_option_that_its_settings_do_not(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    assert run("--task", "t2i", "--output", "plain.png") == 0
+    plain = read_image_metadata(tmp_path / "plain.png")
+    options = ("--unguided-last-step", "--no-normalize", "--no-lora-trigger", "--dtype", "bf16")
+    options += ("--attention", "nabla", "--nabla-p", 0.25, "--attention-backend", "reference")
+    assert run("--task", "t2i", "--output", "other.png", "--width", 64, *options) == 0
+    other = read_image_metadata(tmp_path / "other.png")
+    expected = {
+        "width": "64",
+        "attention": "nabla",
+        "nabla_p": "0.25",
+        "attention_backend": "reference",
+        "unguided_last_step": "yes",
+        "no_lora_trigger": "yes",
+        "normalize": "no",
+        "dtype": "bf16",
+    }
+    assert {name: text for name, text in other.items() if plain.get(name) != text} == expected
+    assert plain["vae"] == str(model / "vae.safetensors")
+    assert plain["text_encoder"] == str(model / "text_encoder.safetensors")
+
+
+def test_attention_is_what_was_asked_for(run: Run, tmp_path: Path) -> None:
+    # more than one window of tiles; in one step, as rounding may choose other blocks in the next
+    sized = ("--task", "t2i", "--height", 128, "--width", 128, "--steps", 1)
+    asked = {
+        "dense": (),
+        "all": ("--attention", "nabla", "--nabla-p", 1),
+        "sparse": ("--attention", "nabla", "--nabla-p", 0),
+        "again": ("--attention", "nabla", "--nabla-p", 0, "--attention-backend", "reference"),
+    }
+    pixels = {}
+    for name, options in asked.items():
+        assert run(*sized, "--output", f"{name}.png", *options) == 0
+        pixels[name] = read_image(tmp_path / f"{name}.png").astype(int)
+    assert np.abs(pixels["all"] - pixels["dense"]).max() <= 1
+    assert np.abs(pixels["again"] - pixels["sparse"]).max() <= 1
+    assert np.abs(pixels["sparse"] - pixels["dense"]).max() > 1
+
+
+def test_an_image_for_a_text_to_video_file_names_one_that_takes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # before any part is looked for
+    file = video_lite(tmp_path / "kandinsky5lite_t2v_sft_5s.safetensors")
+    ball = picture(tmp_path / "ball.png")
+    for options in ((), ("--task", "i2v")):
+        command = ("generate", "a", "--model", file, "--image", ball, *options)
+        assert main([str(each) for each in command]) == 1
+        assert "load a file for it such as kandinsky5lite_i2v_5s" in one_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
@@ -355,6 +438,10 @@ def test_words_that_the_model_never_learnt_are_named(
         (["--cfg", "nan"], "must be a number"),
         (["--rope-scale", "1", "0", "1"], "above 0"),
         (["--seed", "-1"], "from 0 to"),
+        (["--nabla-p", "0.5"], "attention is dense here: choose attention nabla"),
+        (["--attention", "nabla", "--nabla-p", "2", "--width", "64"], "P is 2.0"),
+        (["--attention", "nabla"], "width 48 must be a multiple of 32"),
+        (["--attention-backend", "toaster"], "choose one of auto, dense"),
         (["--lora", "nothing.safetensors"], "nothing.safetensors does not exist"),
         (["--lora", "text.png:0.5"], "not a safetensors file"),
         (["--lora", "text.png:inf"], "has the strength inf"),

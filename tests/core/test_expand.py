@@ -18,7 +18,7 @@ from kandinsky_core.text import (
     fit_for_qwen,
 )
 from kandinsky_core.text.expand import expansion_instruction
-from kandinsky_core.text.expand_guard import review
+from kandinsky_core.text.expand_guard import count_words, review
 
 PROSE = (
     "A red fox walks through deep snow at the edge of a spruce forest. It lifts each paw slowly "
@@ -28,6 +28,10 @@ PROSE = (
 RUSSIAN = (
     "Рыжая лиса идёт по глубокому снегу вдоль опушки елового леса. Она медленно поднимает лапы и "
     "оставляет ровную цепочку следов. Камера следует за ней на уровне глаз."
+)
+CHINESE = (
+    "一只红狐狸慢慢走过云杉林边的深雪，身后留下一串笔直的脚印。"
+    "清晨低低的阳光从左边照来，雪地闪闪发亮。镜头保持在狐狸的高度，平稳地跟随它前进。"
 )
 
 
@@ -188,10 +192,33 @@ def test_every_token_is_reported_and_may_cancel():
 # the guard
 
 
-@pytest.mark.parametrize("text", [PROSE, RUSSIAN, "Make the left chair blue and keep the rest."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        PROSE,
+        RUSSIAN,
+        CHINESE,
+        "雪の中を赤い狐がゆっくり歩く。",
+        "สุนัขจิ้งจอกสีแดงเดินช้าๆผ่านหิมะลึก",
+        "Make the left chair blue and keep the rest.",
+    ],
+)
 def test_prose_passes(text):
     result = review(Written(text, finished=True), prompt="a fox", instruction="Write about it.")
     assert (result.text, result.problem, result.trimmed) == (text, None, False)
+
+
+def test_scripts_without_spaces_are_judged_by_their_characters():
+    def judge(text, *, finished=True, prompt="雪中的红狐狸"):
+        return review(Written(text, finished), prompt=prompt, instruction="Write about it.")
+
+    assert count_words(CHINESE) == sum(char.isalnum() for char in CHINESE)
+    assert count_words("两只 red foxes") == 4
+    assert "no sentence" in judge("狐狸").problem
+    assert "added nothing" in judge("雪中的红狐狸。").problem
+    assert "repeated itself" in judge("狐狸走过雪地，" * 6).problem
+    cut = judge(CHINESE + "风吹过树林，", finished=False)
+    assert (cut.text, cut.problem, cut.trimmed) == (CHINESE, None, True)
 
 
 def test_white_space_and_quotation_marks_around_are_taken_off():

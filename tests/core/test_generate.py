@@ -16,13 +16,15 @@ from kandinsky_core.flow import Step, normalize_first_frames
 from kandinsky_core.generate import (
     Generated,
     GenerateRequest,
+    check_task,
     default_task,
     fit_image,
     generate,
+    settle,
 )
 from kandinsky_core.models import CrossDiT, VideoVAE, to_model_space
 from kandinsky_core.pipeline import Pipeline
-from kandinsky_core.settings import SamplingSettings
+from kandinsky_core.settings import RELEASES, Release, SamplingSettings
 from kandinsky_core.text import TextConditioning
 from kandinsky_core.variants import VARIANTS
 
@@ -211,7 +213,65 @@ def test_the_task_follows_from_the_model_and_the_image() -> None:
     assert default_task(("t2v", "i2v", "t2i"), with_image=False) == "t2v"
     assert default_task(("t2v", "i2v", "t2i"), with_image=True) == "i2v"
     assert default_task(("i2i",), with_image=True) == "i2i"
-    assert default_task(("t2i",), with_image=True) == "t2i"  # refused with a sentence later
+    assert default_task(("i2i",), with_image=False) == "i2i"
+    # what was meant, for the sentence that refuses it
+    assert default_task(("t2i",), with_image=True) == "i2i"
+    assert default_task(("t2v",), with_image=True) == "i2v"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "task", "words"),
+    [
+        (("t2v",), "i2v", "choose t2v, or load a file for it such as kandinsky5lite_i2v_5s"),
+        (("t2i",), "i2i", "such as kandinsky5lite_i2i"),
+        (("i2i",), "t2v", "such as kandinsky5lite_t2v_sft_5s"),
+    ],
+)
+def test_a_task_that_was_not_trained_names_a_file_that_does_it(tasks, task, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_task(task, tasks)
+    check_task(tasks[0], tasks)
+
+
+@pytest.mark.parametrize(
+    ("size_class", "given", "size", "shift", "attention"),
+    [
+        # 2000 x 1500 keeps its 4 : 3 at the area of the class, in multiples of 16 or 128
+        ("auto", {}, (544, 720), 10.0, "dense"),
+        ("small", {}, (544, 720), 10.0, "dense"),
+        ("large", {}, (896, 1152), 5.0, "nabla"),
+        ("auto", {"height": 768, "width": 1280}, (768, 1280), 5.0, "nabla"),
+        ("small", {"height": 768, "width": 1280}, (768, 1280), 10.0, "dense"),
+    ],
+)
+def test_pro_makes_hd_of_an_image(
+    pipeline: Pipeline, size_class, given, size, shift, attention
+) -> None:
+    pro = replace(pipeline, settings=RELEASES[Release("video_pro", "i2v", 5, "sft")])
+    request = GenerateRequest("a", "i2v", image=picture(1500, 2000), size_class=size_class, **given)
+    shape, settings = settle(pro, request)
+    assert shape.size == size
+    assert (settings.shift, settings.attention) == (shift, attention)
+
+
+def test_a_class_that_the_checkpoint_has_not(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match="made for one class of sizes, around 48x32"):
+        settle(pipeline, GenerateRequest("a", size_class="large"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"nabla_p": 0.5}, "nabla_p is 0.5 and attention is dense"),
+        ({"nabla_p": 1.5, "attention": "nabla", "height": 128, "width": 128}, "P is 1.5"),
+        ({"attention": "nabla", "height": 128, "width": 144}, "width 144 .* 128 and 256"),
+    ],
+)
+def test_attention_that_cannot_be_is_refused_before_any_work(
+    pipeline: Pipeline, given: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        settle(pipeline, GenerateRequest("a", **given))
 
 
 def test_an_edit_shows_the_crop_to_the_text_encoder_with_both_prompts(pipeline: Pipeline) -> None:

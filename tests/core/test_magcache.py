@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -330,10 +331,31 @@ def test_a_second_run_starts_clean(pipeline: Pipeline) -> None:
     assert cache.counts == {"cond": Counts(6, 10), "uncond": Counts(6, 10)}
 
 
-def test_no_tensor_outlives_the_run(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("unguided", [False, True])
+@pytest.mark.parametrize("cancelled_at", [None, 3])
+def test_no_tensor_outlives_the_run(
+    pipeline: Pipeline, unguided: bool, cancelled_at: int | None
+) -> None:
+    class CancelledError(Exception):
+        pass
+
+    def stop(step: object) -> None:
+        if step.index == cancelled_at:
+            raise CancelledError
+
     cache = MagCache(ratios())
-    latents(pipeline, cache)
+    with suppress(CancelledError):
+        generate(
+            pipeline,
+            GenerateRequest("a", unguided_last_step=unguided),
+            on_step=stop,
+            cache=cache,
+        )
     assert all(track.residual is None for track in cache._tracks.values())
+    if cancelled_at is None:
+        assert cache.counts["uncond"].calls == 10 - unguided
+    else:
+        assert cache.counts["cond"].calls == 4
 
 
 def test_low_precision_weights_skip_the_same_steps(pipeline: Pipeline) -> None:

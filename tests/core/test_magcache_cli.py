@@ -48,11 +48,11 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command on the tiny model in a folder of its own."""
     monkeypatch.chdir(tmp_path)
 
-    def command(verb: str, *options: object) -> int:
+    def command(verb: str, *options: object, prompt: str | None = "a red circle") -> int:
         parts = ("--vae", model / "vae.safetensors")
         parts += ("--text-encoder", model / "text_encoder.safetensors")
         small = ("--height", 16, "--width", 32, "--frames", 5, "--steps", 8)
-        start = (verb, "a red circle", "--model", model / "transformer.safetensors")
+        start = (verb, *filter(None, (prompt,)), "--model", model / "transformer.safetensors")
         return main([str(each) for each in (*start, *parts, *small, *options)])
 
     return command
@@ -85,7 +85,8 @@ def calm(path: Path) -> Path:
 def test_a_calibrated_model_skips_and_says_so(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("calibrate") == 0
+    image = ("--task", "t2i", "--output")
+    assert run("calibrate", "--task", "t2i") == 0
     printed = capsys.readouterr()
     assert printed.out == "magcache_ratios.json\n"
     assert "--magcache --magcache-ratios magcache_ratios.json" in printed.err
@@ -95,7 +96,6 @@ def test_a_calibrated_model_skips_and_says_so(
     assert described["measured_on"]["size"] == [16, 32]
     assert described["measured_on"]["steps"] == 8
 
-    image = ("--task", "t2i", "--output")
     use = ("--magcache-ratios", "magcache_ratios.json", "--magcache")
     assert run("generate", *image, "plain.png") == 0
     assert "MagCache" not in capsys.readouterr().err
@@ -151,6 +151,23 @@ def test_ratios_of_another_model_are_used_with_a_note(
     assert expected in capsys.readouterr().err
 
 
+def test_ratios_of_another_size_or_task_are_named_once(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = calm(tmp_path / "calm.json")
+    described = json.loads(path.read_text())
+    described["measured_on"] |= {"size": [256, 256], "task": "t2v"}
+    path.write_text(json.dumps(described))
+    assert run("generate", "--task", "t2i", "--magcache-ratios", path) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
+    assert "at 256x256, not at sizes around 128x128; for t2v, not for t2i" in note
+    (tmp_path / "list.txt").write_text("a circle\na red circle\n")
+    options = ("--task", "t2i", "--prompts", "list.txt", "--size-class", "large")
+    assert run("generate", *options, "--magcache-ratios", path, prompt=None) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
+    assert "calm.json was measured for t2v, not for t2i" in note
+
+
 @pytest.mark.parametrize(
     ("verb", "options", "words"),
     [
@@ -165,6 +182,7 @@ def test_ratios_of_another_model_are_used_with_a_note(
         ("calibrate", ["--output", "ratios.safetensors"], "give a .json file"),
         ("calibrate", ["--output", "nowhere/ratios.json"], "folder nowhere does not exist"),
         ("calibrate", ["--steps", "1"], "needs at least 2, got 1"),
+        ("calibrate", ["--unguided-last-step", "--model", "nothing"], "calibrate without it"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(

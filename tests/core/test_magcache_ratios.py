@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kandinsky_core.caching import Calibration, MagRatios, find_ratios, load_ratios, save_ratios
+from kandinsky_core.caching import (
+    Calibration,
+    MagRatios,
+    describe_mismatch,
+    find_ratios,
+    load_ratios,
+    save_ratios,
+)
 from kandinsky_core.errors import OutputError
 from kandinsky_core.flow import VisualCondition, make_noise, sample, timesteps
 from kandinsky_core.guided_model import GuidedModel
@@ -125,6 +132,44 @@ def test_calibration_measures_the_mean_ratio_of_norms(first_frame: bool, scale: 
     assert (measured.uncond is None) == (scale == 1.0)
     if measured.uncond is not None:
         assert measured.uncond == pytest.approx(expected[1], abs=1e-5)
+
+
+def test_a_calibration_outlives_its_run_without_tensors() -> None:
+    calibration = Calibration()
+    calibration.begin(3)
+    for size in (1.0, 2.0, 3.0):
+        calibration.around("cond")(torch.zeros(1, 2, 3), lambda x, size=size: x + size)
+    calibration.end()
+    assert not any(isinstance(x, Tensor) for x in calibration._norms.values())
+    assert calibration.ratios("a test").cond == (2.0, 1.5)
+
+
+NANO = Release("nano", "t2v", None, "pretrain")
+
+
+@pytest.mark.parametrize(
+    ("noted", "words"),
+    [
+        ({}, None),
+        ({"size": [128, 128], "task": "t2v", "cfg": 3.0}, None),
+        ({"size": "large"}, None),  # nothing to compare
+        ({"size": [256, 256]}, "was measured at 256x256, not at sizes around 128x128: "),
+        ({"task": "i2v"}, "was measured for i2v, not for t2v: "),
+        ({"release": None}, "was measured on an unknown checkpoint, not on nano t2v pretrain: "),
+        (
+            {"release": "other", "size": [240, 240], "task": "t2i"},
+            "was measured on other, not on nano t2v pretrain; at 240x240, not at sizes around "
+            "128x128; for t2i, not for t2v: ",
+        ),
+    ],
+)
+def test_what_a_file_was_not_measured_on_is_named(
+    noted: dict[str, object], words: str | None
+) -> None:
+    settings = RELEASES[NANO]
+    noted = {"release": "nano t2v pretrain"} | noted
+    found = describe_mismatch(noted, NANO, settings, row=settings, task="t2v")
+    assert (found == "") if words is None else found.startswith(words)
 
 
 def test_calibrating_branches_in_one_batch_gives_the_same() -> None:

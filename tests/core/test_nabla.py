@@ -13,9 +13,12 @@ from kandinsky_core.attention import (
     BlockMap,
     Nabla,
     Tiling,
+    attend,
     attend_dense,
     attend_gathered,
     attend_reference,
+    load_backend,
+    missing,
     sliding_window,
     top_p_blocks,
 )
@@ -220,14 +223,27 @@ def test_nabla_at_p_1_equals_dense(network, tile, backend):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backend", [attend_reference, attend_dense, attend_gathered])
-def test_no_backend_is_silently_dense(network, backend):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reference",
+        "dense",
+        "gathered",
+        "auto",
+        "compiled",
+        pytest.param("flex", marks=pytest.mark.slow),
+    ],
+)
+def test_no_backend_is_silently_dense(network, name):
     """The output moves with P, in the same way for every backend."""
-    inputs = network_inputs(1)
+    if missing(name) is not None:
+        pytest.skip(missing(name))
+    backend = load_backend(name)
+    inputs = network_inputs(1, latent_thw=(4, 16, 16))
     dense = network(*inputs)
     last = dense
     for p in (0.8, 0.5, 0.2):
-        nabla = replace(SMALL, cdf_threshold=p)
+        nabla = Nabla(p, (1, 4, 4), (1, 1, 1))  # blocks of 16, the least that all of them take
         out = network(*inputs, attend=backend, nabla=nabla)
         assert (out - dense).norm() / dense.norm() > 1e-3
         assert (out - last).norm() / dense.norm() > 1e-3
@@ -257,6 +273,21 @@ def test_every_layer_reports_its_own_map(network):
     assert all(report.block_map.kept.shape == (2, heads, 16, 16) for report in reports)
     assert all(report.block_map.grid_thw == (2, 2, 4) for report in reports)
     assert all(0 < d < 1 for report in reports for d in report.density.flatten().tolist())
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_compiled_network_equals_eager(network):
+    torch._dynamo.reset()
+    inputs = network_inputs(1)
+    compiled = torch.compile(network, dynamic=False)
+    outs = []
+    for p in (0.8, 0.2):  # another map, the same code
+        nabla = replace(SMALL, cdf_threshold=p)
+        expected = network(*inputs, attend=attend, nabla=nabla)
+        outs.append(compiled(*inputs, attend=attend, nabla=nabla))
+        assert (outs[-1] - expected).abs().max() < 1e-4 * expected.std()
+    assert (outs[1] - outs[0]).norm() / outs[0].norm() > 1e-3
 
 
 def test_gradients_flow_through_nabla(network):

@@ -12,6 +12,11 @@ from kandinsky_core.training import evaluate
 
 
 @pytest.mark.slow
+def test_bundled_edit_model_is_above_its_floors(tmp_path: pytest.TempPathFactory) -> None:
+    evaluate.main(["--edit", "--count", "16", "--answers", str(tmp_path), "--floors"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t2v", "t2i"])
 def test_bundled_model_is_above_its_floors(name: str, tmp_path: pytest.TempPathFactory) -> None:
     arguments = ["--sets", name, "--count", "16", "--answers", str(tmp_path), "--floors"]

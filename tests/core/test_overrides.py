@@ -58,11 +58,22 @@ def test_typed_values_win_and_say_so():
     assert said["steps"] == "7 (typed here)"
     assert said["shift"] == "3 (set before)"
     assert said["RoPE scale"] == "1, 4, 4 (typed here)"
-    assert said["length"] == "49 (typed here)"
+    assert said["length"] == "49 (typed here, not a length it was trained at)"
     assert said["width x height"] == "512 x 512 (typed here)"
     assert said["cfg"] == "5 (checkpoint table)"
     assert said["P"] == "0.9 (checkpoint table)"
     assert said["negative prompt"].startswith("Static, 2D cartoon")
+
+
+def test_every_size_and_length_it_was_trained_at_is_shown():
+    said = lines(choose_settings(LITE_10S))
+    assert said["trained sizes"] == "768 x 512, 512 x 768, 512 x 512 (checkpoint table)"
+    assert said["trained lengths"] == "241 (checkpoint table)"
+    said = lines(choose_settings(NANO, size_class="large"))
+    assert said["trained sizes"] == "128 x 128, 256 x 256 (checkpoint table)"
+    assert said["trained lengths"] == "1, 17, 25 (checkpoint table)"
+    assert said["length"] == "17 (checkpoint table)"
+    assert lines(choose_settings(IMAGE))["trained sizes"].startswith("1024 x 1024, 1280 x 768, ")
 
 
 @pytest.mark.parametrize(

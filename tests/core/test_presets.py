@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from kandinsky_core.checkpoint.info import facts_in_name
-from kandinsky_core.presets import PRESETS
+from kandinsky_core.presets import CLIP, IMAGE_VAE, PRESETS, QWEN, VIDEO_VAE
 from kandinsky_core.settings import RELEASES
 
 # written out from the published figures: steps, cfg, shift, width, height, frames
@@ -24,6 +26,10 @@ FIGURES = {
     "Pro HD 10 s": (50, 5, 10, 1280, 768, 241),
     "Pro SD image to video 5 s": (50, 5, 10, 768, 512, 121),
     "Pro HD image to video 5 s": (50, 5, 5, 1280, 768, 121),
+    "Pro SD distilled 5 s": (16, 1, 5, 768, 512, 121),
+    "Pro HD distilled 5 s": (16, 1, 5, 1280, 768, 121),
+    "Pro SD distilled image to video 5 s": (16, 1, 5, 768, 512, 121),
+    "Pro HD distilled image to video 5 s": (16, 1, 5, 1280, 768, 121),
     "Image": (50, 3.5, 3, 1024, 1024, 1),
     "Edit": (50, 3.5, 3, 1024, 1024, 1),
 }
@@ -58,4 +64,28 @@ def test_the_file_name_tells_the_same_checkpoint(name):
     assert facts["task"] == release.task
     assert facts.get("seconds") == release.seconds
     assert facts.get("stage", "sft") == release.stage
-    assert ("pro" in file_name) == (release.variant == "video_pro")
+    assert ("pro" in file_name.lower()) == (release.variant == "video_pro")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("qwen_2.5_vl_7b.safetensors", QWEN),
+        ("qwen2.5-vl-7b-instruct-q4_k_m.gguf", QWEN),
+        ("clip_l.safetensors", CLIP),
+        ("clip-vit-large-patch14", CLIP),
+        ("hunyuan_video_vae_bf16.safetensors", VIDEO_VAE),
+        ("hunyuanvideo-vae-fp16.safetensors", VIDEO_VAE),
+        ("ae.safetensors", IMAGE_VAE),
+        ("flux_vae.safetensors", IMAGE_VAE),
+        ("clip_g.safetensors", None),
+        ("qwen_2.5_vl_3b.safetensors", None),
+        ("qwen_image_vae.safetensors", None),
+        ("hunyuanvideo15_vae_fp16.safetensors", None),
+        ("flux1-dev.safetensors", None),
+        ("wan_2.1_vae.safetensors", None),
+    ],
+)
+def test_parts_are_known_by_their_names_and_others_are_not(name, part):
+    parts = (QWEN, CLIP, VIDEO_VAE, IMAGE_VAE)
+    assert [each for each in parts if re.match(each.pattern, name)] == ([part] if part else [])

@@ -9,6 +9,12 @@ import pytest
 
 from kandinsky_core.settings import DEFAULT_RELEASES, RELEASES
 from kandinsky_core.training import evaluate
+from kandinsky_core.training.continuing_study import (
+    Given,
+    complete,
+    largest_change,
+    make_table,
+)
 from kandinsky_core.training.drift import drift_table, measure_drift
 from kandinsky_core.training.evaluate import (
     ALL_SETS,
@@ -39,7 +45,7 @@ def test_wilson_matches_published_values():
 def test_report_counts_rows_of_each_shape():
     settings = RELEASES[DEFAULT_RELEASES["nano"]]
     rows = [row(i, i < 3) for i in range(4)]
-    report = make_report(rows, "abc", settings, 1.5, 2, 512.0)
+    report = make_report(rows, "abc", settings, 1.5, 2, 512.0, "evaluate")
     assert "| color | 3/4 = 75.0% |" in report
     assert "| star | 3/4 = 75.0% |" in report
     assert "Peak memory of the process: 512 MB" in report
@@ -90,7 +96,7 @@ def test_report_of_edits_counts_each_kind():
         }
         for index in range(5)
     ]
-    report = make_report(rows, "abc", settings, 1.5, 2, None)
+    report = make_report(rows, "abc", settings, 1.5, 2, None, "evaluate --edit")
     assert "| edited | 4/5 = 80.0% |" in report and "| 85% |" in report
     assert "| move | 1/2 | 2/2 | 1/2 |" in report
     assert "| remove | 3/3 | 3/3 | 3/3 |" in report
@@ -138,3 +144,29 @@ def test_drift_of_a_hurried_run_before_and_after():
     drifts = measure_drift(pipeline, heldout_captions(1, task="i2v")[0])
     assert list(drifts) == ["as rendered", "as sampled", "normalised"]
     assert drifts["as sampled"] != drifts["normalised"]
+
+
+@pytest.mark.parametrize("given", [Given("five", 5), Given("ends", 1, last=True)])
+def test_given_frames_stay_and_the_others_are_made(given):
+    pipeline = load(find_parts(None), {"num_steps": 1, "guidance_scale": 1.0})
+    question = heldout_captions(1, task="i2v")[0]
+    truth = render(question.scene, 128, 13)
+    made = complete(pipeline, question, truth, given)
+    assert made.shape == truth.shape
+    assert evaluate.psnr(made[0], truth[0]) > 25
+    middle = evaluate.psnr(made[8], truth[8])
+    kept = evaluate.psnr(made[-1], truth[-1]) if given.last else evaluate.psnr(made[3], truth[3])
+    assert kept > 25 > middle
+
+
+def test_largest_change_is_that_between_two_frames():
+    frames = np.zeros((4, 2, 2, 3), np.uint8)
+    frames[2:] = 8
+    assert largest_change(frames) == 8.0
+
+
+def test_table_of_given_frames_counts_shares():
+    right = {"color": 1.0, "shape": 1.0, "motion": 1.0, "all": 1.0, "change": 1.5}
+    table = make_table({"first 5 frames": [right, right | {"motion": 0.0, "all": 0.0}]})
+    assert "| first 5 frames | 2 | 100% (34% to 100%) |" in table
+    assert "| 50% (9% to 91%) | 1.50x |" in table

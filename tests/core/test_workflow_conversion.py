@@ -223,7 +223,11 @@ def test_official_text_to_video_is_wired_like_our_own_workflow(foreign_workflow)
     workflow, _ = convert_workflow(foreign_workflow("kandinsky5_lite_T2V"))
     own = json.loads((ROOT / "workflows" / "text_to_video.json").read_text(encoding="utf-8"))
     beside = ("K5_Settings", "CreateVideo", "SaveVideo")  # of the file that is written
-    ours = {link for link in wires(own) if not {link[0], link[2]} & set(beside)}
+    through = ("K5_Settings", "model")  # the loader's model, on its way to the same inputs
+    straight = {
+        ("K5_LoadModel", "MODEL", *link[2:]) if link[:2] == through else link for link in wires(own)
+    }
+    ours = {link for link in straight if not {link[0], link[2]} & set(beside)}
     saved = ("K5_Decode", "IMAGE", "SaveAnimatedWEBP", "images")
     expanded = {
         ("K5_LoadTextEncoders", "CLIP", "K5_ExpandPrompt", "clip"),
@@ -371,7 +375,7 @@ def test_api_format_stays_api_format():
         "4": api("K5_TextEncode", clip=clip, text="a fox runs", task="t2v"),
         "5": api("K5_TextEncode", clip=clip, text="static", task="t2v"),
         "6": api("K5_EmptyLatent", **SIZE, seconds=0, model=model),
-        "7": api("LoraLoaderModelOnly", model=model, **LORA),
+        "7": api("K5_LoadLora", model=model, lora_name="zoom.safetensors", strength=0.8),
         "9": api(
             "K5_Sampler",
             model=["7", 0],
@@ -390,6 +394,44 @@ def test_api_format_stays_api_format():
     for words in ("fp8_e4m3fn_fast", "device cpu", "clip_l had a text", "tile sizes"):
         assert words in lost
     assert len(report.lost) == 4
+
+
+def test_a_lora_of_model_and_clip_passes_the_clip_on():
+    lora = api("LoraLoader", model=["1", 0], clip=["2", 0], **LORA, strength_clip=1.0)
+    prompt = api("CLIPTextEncode", clip=["7", 1], text="static")
+    workflow, report = convert_workflow({**API, "7": lora, "5": prompt})
+    given = {"model": ["1", 0], "lora_name": "zoom.safetensors", "strength": 0.8}
+    assert workflow["7"] == api("K5_LoadLora", **given)
+    assert workflow["5"]["inputs"]["clip"] == ["2", 0]
+    assert workflow["9"]["inputs"]["model"] == ["7", 0]
+    assert "LoraLoader 7 became K5_LoadLora 7." in report.mapped
+
+
+def test_a_saved_lora_loader_keeps_its_place_and_values(foreign_workflow):
+    document = foreign_workflow("image_kandinsky5_t2i")
+    inner = document["definitions"]["subgraphs"][0] if document.get("definitions") else document
+    sampler = next(node for node in inner["nodes"] if node["type"] == "KSampler")
+    entry = next(each for each in sampler["inputs"] if each["name"] == "model")
+    link = next(each for each in inner["links"] if each["id"] == entry["link"])
+    source = {key: link[key] for key in ("origin_id", "origin_slot")}
+    lora = {"id": 900, "type": "LoraLoaderModelOnly", "pos": [0, 3000], "size": [300, 90]}
+    lora |= {"mode": 0, "widgets_values": ["zoom.safetensors", 0.8], "properties": {}}
+    lora["inputs"] = [{"name": "model", "type": "MODEL", "link": 901}]
+    lora["outputs"] = [{"name": "MODEL", "type": "MODEL", "links": [entry["link"]]}]
+    inner["nodes"].append(lora)
+    inner["links"].append(
+        {"id": 901, **source, "target_id": 900, "target_slot": 0, "type": "MODEL"}
+    )
+    link |= {"origin_id": 900, "origin_slot": 0}
+    origin = next(node for node in inner["nodes"] if node["id"] == source["origin_id"])
+    links = origin["outputs"][source["origin_slot"]]["links"]
+    links[links.index(entry["link"])] = 901
+    workflow, _ = convert_workflow(document)
+    node = of_type(workflow, "K5_LoadLora")
+    assert node["widgets_values"] == ["zoom.safetensors", 0.8]
+    assert sources(workflow, node, "model")["type"] == "K5_LoadModel"
+    assert sources(workflow, of_type(workflow, "K5_Sampler"), "model")["type"] == "K5_LoadLora"
+    wires(workflow)
 
 
 def test_official_nodes_in_api_format_become_ours():
@@ -458,9 +500,10 @@ def test_another_model_in_the_same_workflow_is_left_alone():
         "22": api("CLIPTextEncode", clip=["21", 0], text="a fox"),
         "23": api("VAELoader", vae_name="wan_vae.safetensors"),
         "24": api("VAEEncode", pixels=["10", 0], vae=["23", 0]),
+        "28": api("LoraLoaderModelOnly", model=["20", 0], **LORA),
         "25": api(
             "KSampler",
-            model=["20", 0],
+            model=["28", 0],
             positive=["22", 0],
             negative=["22", 0],
             latent_image=["24", 0],
@@ -604,7 +647,8 @@ def test_command_writes_the_result_and_tells(tmp_path, capsys):
     assert set(written["1"]) == {"class_type", "inputs"}
     told = capsys.readouterr().out
     assert "UNETLoader 1 became K5_LoadModel 1." in told
-    assert "LoraLoaderModelOnly 7 stays as it is." in told
+    assert "LoraLoaderModelOnly 7 became K5_LoadLora 7." in told
+    assert written["7"]["inputs"]["strength"] == 0  # no LoRA is for nano
     assert "Could not be mapped (4):" in told
 
 

@@ -157,13 +157,13 @@ def tiny_image_model(save_tiny, load_model):
 
 
 @pytest.fixture(scope="session")
-def give_sight(host):
-    """Put a small vision tower of the host's own class into a CLIP: the loader makes one size only.
+def small_tower(host):
+    """A small vision tower of the host's own class, whose loader makes one size only.
 
-    `give_sight(clip, weights, sizes)` takes the weights of transformers' tower and its config.
+    `small_tower(weights, sizes)` takes the weights of transformers' tower and its config.
     """
 
-    def call(clip, weights, sizes):
+    def make(weights, sizes):
         tower = host.module("comfy.text_encoders.qwen_vl").Qwen2VLVisionTransformer(
             hidden_size=sizes["hidden_size"],
             output_hidden_size=sizes["out_hidden_size"],
@@ -174,7 +174,17 @@ def give_sight(host):
         )
         tower.fullatt_block_indexes = sizes["fullatt_block_indexes"]
         tower.load_state_dict(weights, strict=True)
-        clip.cond_stage_model.qwen.transformer.visual = tower
+        return tower
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def give_sight(small_tower):
+    """Put a small vision tower into a CLIP of ours: `give_sight(clip, weights, sizes)`."""
+
+    def call(clip, weights, sizes):
+        clip.cond_stage_model.qwen.transformer.visual = small_tower(weights, sizes)
         clip.cond_stage_model.sees = True
         return clip
 

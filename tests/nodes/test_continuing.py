@@ -87,6 +87,11 @@ def test_both_nodes_are_marked_experimental(host):
         ({"overlap": 4}, "overlap: .* nearest that fit: 1 and 5"),
         ({"overlap": 9}, "overlap: 9 frames are to be repeated and the clip has 9"),
         ({"length": 5}, "length: 5 frames leave nothing"),
+        ({"length": 14}, "length: .* nearest that fit: 13 and 17"),
+        (
+            {"frames": torch.zeros(9, 64, 70, 3)},
+            r"frames: size 64x70 .* nearest that fit: 64 and 80\. Put Fit Image \(Kandinsky 5\)",
+        ),
     ],
 )
 def test_impossible_extensions(run, ends, wrong, message):

@@ -19,10 +19,10 @@ from kandinsky_core.generate import GenerateRequest, generate
 from kandinsky_core.models import ImageVAE
 from kandinsky_core.nano import nano_path
 from kandinsky_core.pipeline import Pipeline
+from kandinsky_core.settings import RELEASES, Release
 from kandinsky_core.text import load_nano_text_encoder
 
 SIZE = {"width": 48, "height": 64}
-TASKS = ["t2v", "i2v", "t2i", "i2i"]
 PROMPT = "a blue circle"
 TINY_VAE = ImageVAEConfig((8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
 
@@ -42,10 +42,20 @@ def flux_vae(host, run):
 def family(request, load_model, save_tiny, vae, flux_vae, tiny_config):
     """A tiny edit model with its VAE and the VAE's path: 5-D latents, or 4-D ones."""
     if request.param == "nano":
-        facts = {"variant": "nano", "tasks": TASKS}
-        name = save_tiny("tiny_nano_edit.safetensors", tiny_config, "t2v", **facts)
+        facts = {"variant": "nano", "stage": "pretrain"}
+        name = save_tiny("tiny_nano_edit.safetensors", tiny_config, "i2i", **facts)
         return load_model(name), vae, nano_path("vae")
     return load_model(save_tiny("tiny_i2i.safetensors", tiny_config, "i2i")), *flux_vae
+
+
+@pytest.fixture
+def pro(load_model, tiny_file):
+    """A tiny MODEL with the settings of Pro image to video."""
+    model = load_model(tiny_file)
+    info, release = model.model.info, Release("video_pro", "i2v", 5, "sft")
+    model.model.info = replace(info, release=release, settings=RELEASES[release])
+    yield model
+    model.model.info = info
 
 
 def pictures(count=1, height=90, width=70, seed=0):
@@ -157,8 +167,30 @@ def test_image_is_fitted_to_the_checkpoint(
     assert crop.shape == (1, *size, 3)
 
 
+@pytest.mark.parametrize(
+    ("size_class", "size"),
+    # of 2000 x 1500, at the area of each class: multiples of 16, or of NABLA's 128
+    [("auto", (544, 720)), ("small", (544, 720)), ("large", (896, 1152))],
+)
+def test_image_is_fitted_to_a_size_class_of_pro(run, pro, size_class, size):
+    image = pictures(1, 1500, 2000)
+    crop, width, height = run("K5_FitImage", model=pro, image=image, size_class=size_class)
+    assert (height, width) == size
+    assert crop.shape == (1, *size, 3)
+
+
+def test_size_class_that_the_checkpoint_has_not(run, load_model, tiny_file):
+    with pytest.raises(ValueError, match=r"size_class: .* one class of sizes"):
+        run(
+            "K5_FitImage",
+            model=load_model(tiny_file),
+            image=pictures(),
+            size_class="large",
+        )
+
+
 def test_models_that_cannot_edit_say_so(model, tiny_image_model, prepare, sample, vae, flux_vae):
-    with pytest.raises(ValueError, match="nano was not trained to edit images"):
+    with pytest.raises(ValueError, match=r"\(nano\) was not trained to edit images"):
         sample(model, **prepare(model, vae, pictures()))
     with pytest.raises(ValueError, match="takes no image to edit; use an image-edit checkpoint"):
         sample(tiny_image_model, **prepare(tiny_image_model, flux_vae[0], pictures()))

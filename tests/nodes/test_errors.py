@@ -83,7 +83,9 @@ def test_latent_decoded_with_the_vae_of_another_model(run, load_model, tiny_file
         run("K5_Decode", vae=vae, latent=marked, memory_budget_gb=0.0)
 
 
-def test_first_frame_of_another_vae(load_model, tiny_file, run, prompts, vae, sample):
+@pytest.fixture
+def started(run, prompts, vae):
+    """What Image to Video gives a sampler, encoded with nano's VAE."""
     positive, negative, latent = run(
         "K5_ImageToVideo",
         positive=prompts[0],
@@ -95,9 +97,22 @@ def test_first_frame_of_another_vae(load_model, tiny_file, run, prompts, vae, sa
         length=5,
         batch_size=1,
     )
-    given = {"positive": positive, "negative": negative, "latent": latent}
+    return {"positive": positive, "negative": negative, "latent": latent}
+
+
+def test_first_frame_of_another_vae(load_model, save_tiny, tiny_config, started, sample):
+    tiny = load_model(save_tiny("tiny_i2v.safetensors", tiny_config, "i2v"))
     with pytest.raises(ValueError, match="encoded with the nano VAE, this model"):
-        sample(load_model(tiny_file), **given)
+        sample(tiny, **started)
+
+
+def test_first_frame_for_a_text_to_video_model(load_model, tiny_file, started, sample):
+    with pytest.raises(
+        ValueError,
+        match=r"model: tiny\.safetensors .* given first frame \(it makes t2v\); load an "
+        r"image-to-video checkpoint such as kandinsky5lite_i2v_5s",
+    ):
+        sample(load_model(tiny_file), **started)
 
 
 def test_budget_too_small_to_decode(run, vae, latent):

@@ -331,11 +331,64 @@ def test_names_that_are_not_plain_are_refused(tiny, cached, calibrate, name):
         cached(tiny, name)
 
 
-def test_missing_and_foreign_files_are_explained(host, tiny, cached, ratios_file, caplog):
+def test_missing_and_foreign_files_are_explained(host, tiny, cached):
     with pytest.raises(ValueError, match=r"no file 'absent\.json'.*Calibrate MagCache"):
         cached(tiny, "absent.json")
-    (host.base / "models" / "kandinsky5" / "junk.json").write_text("{}")
+    folder = host.base / "models" / "kandinsky5"
+    folder.mkdir(exist_ok=True)
+    (folder / "junk.json").write_text("{}")
     with pytest.raises(ValueError, match=r"junk\.json is not a file of MagCache ratios"):
         cached(tiny, "junk.json")
-    cached(tiny, ratios_file(FLAT))
-    assert any("flat.json was measured on" in record.message for record in caplog.records)
+
+
+def test_ratios_of_something_else_are_named_once(
+    host, tiny, cached, ratios_file, sample, calibrate, latent, caplog
+):
+    def named():
+        return [record.message for record in caplog.records if "was measured" in record.message]
+
+    fast = cached(tiny, ratios_file(FLAT))  # says nothing of where it comes from
+    sample(fast, steps=2)
+    sample(fast, steps=2)
+    (line,) = named()
+    assert "MagCache: flat.json was measured on an unknown checkpoint, not on video_lite" in line
+
+    caplog.clear()
+    name, _ = calibrate(tiny, steps=2)
+    fast = cached(tiny, "from checkpoint", ratios_name=name)
+    sample(fast, steps=2)
+    assert not named()
+    image = {"samples": latent["samples"][:, :, :1]}
+    sample(fast, steps=2, latent=image)
+    (line,) = named()
+    assert "was measured for t2v, not for t2i" in line
+
+    caplog.clear()
+    path = host.base / "models" / "kandinsky5" / name
+    path.write_text(path.read_text().replace(" 64,", " 1024,").replace(" 64\n", " 1024\n"))
+    info = tiny.model.info
+    small = info.settings
+    tiny.model.info = replace(
+        info, settings=replace(small, larger=replace(small, sizes=((1024, 1024),)))
+    )
+    try:
+        sample(cached(tiny, name), steps=2)
+    finally:
+        tiny.model.info = info
+    (line,) = named()
+    assert "was measured at 1024x1024, not at sizes around 512x768" in line
+
+
+@pytest.mark.parametrize("unguided", [False, True])
+def test_a_run_leaves_no_tensors(host, tiny, cached, sample, monkeypatch, unguided):
+    caching, made = host.part("nodes.host.caching"), []
+
+    def remember(*args, make=caching.MagCache, **options):
+        made.append(make(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(caching, "MagCache", remember)
+    sample(cached(tiny), steps=STEPS, unguided_last_step=unguided)
+    (cache,) = made
+    assert cache.counts["uncond"].calls == STEPS - unguided
+    assert all(track.residual is None for track in cache._tracks.values())

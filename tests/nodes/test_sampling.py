@@ -105,6 +105,26 @@ def test_native_shift_node_is_followed(host, model, sample, ksample):
     assert torch.equal(ours, sample(model, shift=7.0))
 
 
+@pytest.mark.parametrize(
+    ("node", "values", "named"),
+    [
+        ("ModelSamplingFlux", (1.15, 0.5, 64, 64), r"that of ModelSamplingFlux; take"),
+        ("ModelSamplingAuraFlow", (1.73,), r"that of ModelSamplingAuraFlow \(times up to 1\);"),
+        ("ModelSamplingDiscrete", ("v_prediction", False), r"that of ModelSamplingDiscrete;"),
+        ("ModelSamplingContinuousEDM", ("edm", 120.0, 0.002), r"that of ModelSamplingContinuous"),
+        ("ModelSamplingStableCascade", (2.0,), r"that of StableCascadeSampling;"),
+    ],
+)
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_schedules_of_other_families_are_refused_by_name(
+    host, model, sample, node, values, named, shift
+):
+    chosen = getattr(host.extra("nodes_model_advanced"), node)()
+    patched = getattr(chosen, chosen.FUNCTION)(model, *values)[0]
+    with pytest.raises(ValueError, match="model: expected no schedule or .*" + named):
+        sample(patched, shift=shift)
+
+
 def test_cancel_leaves_a_model_that_works(host, model, sample):
     management = host.module("comfy.model_management")
     expected = sample(model)

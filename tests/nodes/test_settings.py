@@ -69,6 +69,29 @@ def test_values_of_the_checkpoint_and_their_sources(settle, model):
     assert all(line.endswith("(checkpoint table)") for line in rest)
 
 
+def test_untrained_lengths_are_marked_and_all_trained_ones_shown(settle, model, pro):
+    assert said(settle(model))["trained lengths"] == "1, 17, 25 (checkpoint table)"
+    assert said(settle(model, length=25))["length"] == "25 (typed here)"
+    marked = "21 (typed here, not a length it was trained at)"
+    assert said(settle(model, length=21))["length"] == marked
+    sizes = said(settle(pro, length=17))["trained sizes"]
+    assert sizes == "768 x 512, 512 x 768, 512 x 512, 1280 x 768 (checkpoint table)"
+
+
+def test_orientation_takes_a_trained_size_unless_one_is_typed(settle, model):
+    info = model.model.info
+    sizes = ((64, 128), (128, 64))
+    model.model.info = replace(info, settings=replace(info.settings, sizes=sizes, larger=None))
+    try:
+        upright = settle(model, orientation="portrait")
+        typed = settle(model, orientation="portrait", width=64, height=64)
+    finally:
+        model.model.info = info
+    assert (upright["width"], upright["height"]) == (64, 128)
+    assert said(upright)["width x height"] == "64 x 128 (checkpoint table, portrait)"
+    assert (typed["width"], typed["height"]) == (64, 64)
+
+
 def test_model_with_nothing_typed_samples_as_before(settle, model, sample, ksample):
     applied = settle(model)["model"]
     assert torch.equal(sample(applied), sample(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -67,9 +68,21 @@ def test_weights_leave_their_words_and_plain_brackets_stay(host, caplog):
     strip = host.part("nodes.host.prompt").strip_weights
     with caplog.at_level(logging.WARNING):
         assert strip("a (very (red:1.3) circle:0.8) moves") == "a very red circle moves"
+        assert strip("(sky:.5) (3d:2.) (fog:-1.0)") == "sky 3d fog"
     assert "no effect" in caplog.text
     caplog.clear()
-    for text in ("a circle (red)", r"\(at 12:30\)", "ratio 3:2", "(at noon: sharp)"):
+    for text in (
+        "a circle (red)",
+        r"\(at 12:30\)",
+        "ratio 3:2",
+        "(at noon: sharp)",
+        "a clock shows (10:30)",
+        "a wide frame (ratio 16:9)",
+        "a verse (John 3:16)",
+        "wide (aspect: 1.85)",
+        "a car (price:25.50)",
+        "a map (scale:50)",
+    ):
         assert strip(text) == text
     assert not caplog.records
 
@@ -287,6 +300,59 @@ def test_a_native_clip_stays_as_it_is_for_native_nodes(host, run, large, native_
     assert (before - expected).abs().max() > 0.1
 
 
+@pytest.fixture
+def native_tower(large, native_clip, small_tower, monkeypatch):
+    """A small vision tower in the native CLIP, loaded."""
+    weights, sizes = large.qwen.visual.state_dict(), QWEN_CONFIG["vision_config"]
+    tower = small_tower(weights, sizes)
+    transformer = native_clip.cond_stage_model.qwen25_7b.transformer
+    monkeypatch.setattr(transformer, "visual", tower)
+    return tower
+
+
+EDIT = {"text": "make it blue", "task": "i2i"}
+
+
+@pytest.mark.usefixtures("native_tower")
+def test_a_native_clip_that_sees_encodes_an_edit_as_the_core_does(run, large, native_clip):
+    image = torch.rand(1, 150, 330, 3, generator=torch.Generator().manual_seed(1))
+    expected = large.encode([EDIT["text"]], task="i2i", images=image.movedim(3, 1) * 2 - 1)
+    ((tokens, extra),) = run("K5_TextEncode", clip=native_clip, image=image, **EDIT)[0]
+    assert tokens.shape == expected.tokens.shape
+    assert (tokens - expected.tokens).abs().max() < 1e-4
+    assert (extra["pooled_output"] - expected.pooled).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("garbage", [0.0, 1.0, float("nan"), -3e38])
+def test_a_native_clip_whose_tower_was_never_loaded_says_so(
+    run, native_clip, native_tower, garbage
+):
+    weight = native_tower.blocks[0].attn.qkv.weight
+    (weight.data if garbage in (0.0, 1.0) else weight.data[:1]).fill_(garbage)
+    with pytest.raises(ValueError, match=r"clip: .*without its vision tower: .*load the whole"):
+        run("K5_TextEncode", clip=native_clip, image=torch.zeros(1, 64, 64, 3), **EDIT)
+
+
+def test_a_native_clip_from_a_file_of_text_alone_says_so(run, native_clip):
+    with pytest.raises(ValueError, match=r"clip: .*without its vision tower: .*load the whole"):
+        run("K5_TextEncode", clip=native_clip, image=torch.zeros(1, 64, 64, 3), **EDIT)
+
+
+def test_a_native_clip_takes_the_triggers_of_loras(host, run, native_clip):
+    lora = host.part("nodes.host.lora")
+    both = lora.with_triggers(lora.with_triggers(native_clip, "red"), "star")
+    encode = host.native.CLIPTextEncode().encode
+    for text, whole in (("fox", "red star fox"), ("", "")):
+        ((found, _),) = encode(both, text)[0]
+        ((expected, _),) = encode(native_clip, whole)[0]
+        assert torch.equal(found, expected)
+        ((found, _),) = run("K5_TextEncode", clip=both, text=text, task="t2v")[0]
+        ((expected, _),) = run("K5_TextEncode", clip=native_clip, text=whole, task="t2v")[0]
+        assert torch.equal(found, expected)
+    assert not native_clip.tokenizer_options
+    assert both.tokenizer.clip_l is native_clip.tokenizer.clip_l
+
+
 # conditioning of other nodes, and what the host does with ours
 
 
@@ -425,6 +491,37 @@ def test_scaled_fp8_clip_is_unpacked(host, run, large):
     assert (pooled - expected).norm() < 0.02 * expected.norm()
 
 
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.", "", "model."])
+def test_every_layout_of_qwen_that_the_core_reads_is_read(run, host, large, prefix):
+    language = large.qwen.language_model.state_dict()
+    stored = {f"{prefix}{k}": v.clone() for k, v in language.items()}
+    tower = "model.visual." if prefix == "model.language_model." else "visual."
+    whole = stored | {f"{tower}{k}": v.clone() for k, v in large.qwen.visual.state_dict().items()}
+    folder = host.base / "models" / "text_encoders"
+    save_file(stored | {"lm_head.weight": torch.zeros(2, 2)}, folder / "qwen_layout.safetensors")
+    _, (tokens, _), (expected, _) = encode_both(run, host, "qwen_layout.safetensors")
+    assert (tokens - expected).norm() < 1e-5 * expected.norm()
+    save_file(whole, folder / "whole_layout.safetensors")
+    weights = host.part("nodes.host.text_weights").read_qwen_clip(
+        folder / "whole_layout.safetensors", folder / "clip.safetensors"
+    )
+    assert weights.sees
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model.", "clip_l.transformer.text_model."])
+def test_every_layout_of_clip_that_the_core_reads_is_read(run, host, large, prefix):
+    stored = {
+        prefix + name.removeprefix("text_model."): weight.clone()
+        for name, weight in large.clip.state_dict().items()
+    }
+    folder = host.base / "models" / "text_encoders"
+    save_file(stored | {"logit_scale": torch.ones(())}, folder / "clip_layout.safetensors")
+    _, (_, pooled), (_, expected) = encode_both(
+        run, host, "qwen.safetensors", "clip_layout.safetensors"
+    )
+    assert (pooled - expected).norm() < 1e-5 * expected.norm()
+
+
 @pytest.mark.parametrize("suffix", [".scale_weight", ".weight_scale"])
 def test_scaled_fp8_qwen_equals_the_core(run, host, large, caplog, suffix):
     folder = host.base / "models" / "text_encoders"
@@ -492,6 +589,25 @@ def test_gguf_qwen_equals_the_core_and_cannot_see(run, host, write_language_mode
     image = torch.zeros(1, 64, 64, 3)
     with pytest.raises(ValueError, match=r"qwen_name: .*without its vision tower.*mmproj"):
         run("K5_TextEncode", clip=clip, text="make it blue", task="i2i", image=image)
+
+
+def test_a_gguf_qwen_is_unpacked_layer_by_layer(run, host, write_language_model, monkeypatch):
+    """Not all at once beside the model, which would take its memory twice."""
+    path = host.base / "models" / "text_encoders" / "qwen-Q8_0-once.gguf"
+    write_language_model(path, "Q8_0")
+    files = host.part("kandinsky_core.weights").WeightFiles
+    read, alive, held = files.read, [], []
+
+    def watched(self, name, dtype=None):
+        tensor = read(self, name, dtype)
+        alive.append(weakref.ref(tensor, alive.remove))
+        held.append(len(alive))
+        return tensor
+
+    monkeypatch.setattr(files, "read", watched)
+    run("K5_LoadTextEncoders", qwen_name=path.name, clip_name="clip.safetensors", task="t2v")
+    assert len(held) > 50
+    assert max(held) == 2  # a weight and its bias
 
 
 @pytest.fixture

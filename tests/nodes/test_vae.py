@@ -38,6 +38,81 @@ def test_decode_equals_the_core_and_native_decode(host, run, vae, latents):
     assert (image - expected).abs().max() < 1e-5
 
 
+@pytest.fixture(params=["image", "video"])
+def native_vae(request, host):
+    """The host's own VAE class, with small networks in place of those it detects."""
+    sd = host.module("comfy.sd")
+    vae = sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+    torch.manual_seed(0)
+    if request.param == "image":
+        config = host.part("kandinsky_core.config").ImageVAEConfig(
+            SMALL_IMAGE_VAE.block_out_channels, layers_per_block=1, norm_num_groups=4
+        )
+        network = host.part("kandinsky_core.models").ImageVAE(config)
+    else:
+        path = host.part("kandinsky_core.nano").nano_path("vae")
+        network = host.part("kandinsky_core.checkpoint").load_vae(path, dtype=torch.float32)
+    vae.latent_channels, vae.latent_dim = 16, 3 if request.param == "video" else 2
+    vae.first_stage_model = host.part("nodes.host.vae").Autoencoder(network).eval()
+    vae.process_output = lambda pixels: ((pixels + 1) / 2).clamp(0, 1)
+    vae.memory_used_decode, vae.vae_dtype = lambda *_: 1, torch.float32
+    patcher = host.module("comfy.model_patcher").ModelPatcher
+    vae.patcher = patcher(vae.first_stage_model, vae.device, vae.device)
+    return vae
+
+
+def test_a_vae_of_other_nodes_decodes_as_it_does_there(host, run, native_vae, caplog):
+    generator = torch.Generator().manual_seed(0)
+    frames = (3,) if native_vae.latent_dim == 3 else ()
+    latents = {"samples": torch.randn(2, 16, *frames, 8, 8, generator=generator)}
+    caplog.set_level("INFO")
+    image = decode(run, native_vae, latents)
+    (expected,) = host.native.VAEDecode().decode(native_vae, latents)
+    assert image.shape == ((18, 64, 64, 3) if frames else (2, 64, 64, 3))
+    assert (image - expected).abs().max() < 1e-6
+    assert "memory_budget_gb" not in caplog.text
+    assert torch.equal(decode(run, native_vae, latents, 4.0), image)
+    assert "memory_budget_gb is for VAEs of Load VAE" in caplog.text
+    if not frames:
+        clip = {"samples": latents["samples"][:, :, None]}
+        assert torch.equal(decode(run, native_vae, clip), image)
+
+
+def test_a_vae_of_other_nodes_takes_tiles_of_its_own(host, run, native_vae, monkeypatch):
+    management = host.module("comfy.model_management")
+    shape = (1, 16, 3, 8, 8) if native_vae.latent_dim == 3 else (1, 16, 8, 8)
+    whole = native_vae.first_stage_model.decode
+    tiled = []
+
+    def starved(latents, **options):
+        if not tiled:
+            raise management.OOM_EXCEPTION("Allocation on device")
+        return whole(latents, **options)
+
+    def tile(name):
+        own = getattr(native_vae, name)
+        monkeypatch.setattr(native_vae, name, lambda *a, **k: (tiled.append(name), own(*a, **k))[1])
+
+    tile("decode_tiled_")
+    tile("decode_tiled_3d")
+    native_vae.upscale_ratio, native_vae.upscale_index_formula = 8, None
+    if native_vae.latent_dim == 3:
+        native_vae.upscale_ratio = (lambda t: 4 * t - 3, 8, 8)
+        native_vae.upscale_index_formula = (4, 8, 8)
+    monkeypatch.setattr(native_vae.first_stage_model, "decode", starved)
+    image = decode(run, native_vae, {"samples": torch.zeros(shape)})
+    assert tiled and image.shape[1:] == (64, 64, 3)
+
+
+def test_a_latent_of_another_vae_is_refused(run, native_vae):
+    shape = (1, 4, 3, 8, 8) if native_vae.latent_dim == 3 else (1, 4, 8, 8)
+    with pytest.raises(ValueError, match=r"vae: it decodes 16 channels, found .*\(1, 4, .*load"):
+        decode(run, native_vae, {"samples": torch.zeros(shape)})
+    nano = {"samples": torch.zeros(1, 16, 3, 8, 8), "k5_space": "nano"}
+    with pytest.raises(ValueError, match=r"of shape \(1, 16, 3, 8, 8\) for the nano VAE; load"):
+        decode(run, native_vae, nano)
+
+
 def test_native_encode_takes_any_clip(host, vae):
     encode = host.native.VAEEncode().encode
     assert encode(vae, torch.rand(9, 64, 64, 3))[0]["samples"].shape == (1, 16, 3, 8, 8)

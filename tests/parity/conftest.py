@@ -10,52 +10,37 @@ import pytest
 import torch
 from diffusers import Kandinsky5Transformer3DModel
 from diffusers.models.transformers import transformer_kandinsky as upstream
+from torch import Tensor
 
 from kandinsky_core.config import DiTConfig
 from kandinsky_core.models import CrossDiT
 
 
-def build_upstream(config: DiTConfig) -> Kandinsky5Transformer3DModel:
-    return Kandinsky5Transformer3DModel(
-        in_visual_dim=config.latent_channels,
-        out_visual_dim=config.latent_channels,
-        in_text_dim=config.text_dim,
-        in_text_dim2=config.pooled_dim,
-        time_dim=config.time_dim,
-        patch_size=config.patch_thw,
-        model_dim=config.model_dim,
-        ff_dim=config.ff_dim,
-        num_text_blocks=config.num_text_blocks,
-        num_visual_blocks=config.num_visual_blocks,
-        axes_dims=config.axes_dims,
-        visual_cond=config.visual_cond,
-    )
-
-
-def shared_pair(config: DiTConfig) -> tuple[CrossDiT, Kandinsky5Transformer3DModel]:
-    """Our network and diffusers' with the same random weights, modulation included."""
-    torch.manual_seed(0)
-    ours = CrossDiT(config).eval()
-    for param in ours.parameters():
-        if param.ndim > 1:
-            torch.nn.init.normal_(param, std=0.7 * param.shape[1] ** -0.5)
-        else:
-            torch.nn.init.normal_(param, mean=float(param.mean() > 0.5), std=0.1)
-    theirs = build_upstream(config).eval()
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    return ours, theirs
-
-
 @pytest.fixture
-def upstream_model() -> Callable[[DiTConfig], Kandinsky5Transformer3DModel]:
+def upstream_model(benchmark) -> Callable[[DiTConfig], Kandinsky5Transformer3DModel]:
     """Builds diffusers' network from our config."""
-    return build_upstream
+    return benchmark("reference").build_upstream
 
 
 @pytest.fixture
-def make_pair() -> Callable[[DiTConfig], tuple[CrossDiT, Kandinsky5Transformer3DModel]]:
+def make_pair(benchmark) -> Callable[[DiTConfig], tuple[CrossDiT, Kandinsky5Transformer3DModel]]:
     """Builds both networks with shared weights."""
-    return shared_pair
+    return benchmark("reference").build_pair
+
+
+@pytest.fixture
+def run_upstream(benchmark) -> Callable[..., Tensor]:
+    """Calls diffusers' network with the arguments that ours takes."""
+    return benchmark("reference").run_upstream
+
+
+@pytest.fixture
+def upstream_nabla(benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' NABLA computed from the mask that it asks for.
+
+    Its own attention does not run it on a CPU: flex attention refuses or ignores the mask.
+    """
+    monkeypatch.setattr(upstream, "dispatch_attention_fn", benchmark("reference").attend_to_mask)
 
 
 @pytest.fixture

@@ -18,31 +18,6 @@ MakePair = Callable[[DiTConfig], tuple[CrossDiT, Kandinsky5Transformer3DModel]]
 RELEASED = ("video_lite", "video_pro", "image_lite", "image_edit")
 
 
-def run_upstream(
-    model: Kandinsky5Transformer3DModel,
-    x: torch.Tensor,
-    t: torch.Tensor,
-    tokens: torch.Tensor,
-    pooled: torch.Tensor,
-    scale: tuple[float, float, float],
-) -> torch.Tensor:
-    frames, height, width = x.shape[2:]
-    out = model(
-        hidden_states=x.movedim(1, -1),
-        encoder_hidden_states=tokens,
-        timestep=t * 1000,
-        pooled_projections=pooled,
-        visual_rope_pos=[
-            torch.arange(frames),
-            torch.arange(height // 2),
-            torch.arange(width // 2),
-        ],
-        text_rope_pos=torch.arange(tokens.shape[1]),
-        scale_factor=scale,
-    ).sample
-    return out.movedim(-1, 1)
-
-
 def inputs(
     config: DiTConfig, batch: int, latent_thw: tuple[int, int, int], text_len: int
 ) -> tuple[torch.Tensor, ...]:
@@ -76,7 +51,9 @@ def visual_input(config: DiTConfig, kind: str, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.usefixtures("keep_fp32_rotation")
 @torch.no_grad()
-def test_velocity_equals_diffusers(kind: str, batch: int, make_pair: MakePair) -> None:
+def test_velocity_equals_diffusers(
+    kind: str, batch: int, make_pair: MakePair, run_upstream: Callable[..., torch.Tensor]
+) -> None:
     config = replace(VARIANTS["debug"], visual_cond=kind != "text_to_image")
     ours, theirs = make_pair(config)
     latent_thw = (1, 10, 6) if kind in ("text_to_image", "edit") else (3, 6, 10)
@@ -84,7 +61,7 @@ def test_velocity_equals_diffusers(kind: str, batch: int, make_pair: MakePair) -
     x = visual_input(config, kind, x)
     scale = (1.0, 2.0, 3.16)
 
-    expected = run_upstream(theirs, x, t, tokens, pooled, scale)
+    expected = run_upstream(theirs, x, t, tokens, pooled, rope_scale=scale)
     actual = ours(x, t, tokens, pooled, rope_scale=scale)
 
     assert expected.std() > 0.3
@@ -92,11 +69,13 @@ def test_velocity_equals_diffusers(kind: str, batch: int, make_pair: MakePair) -
 
 
 @torch.no_grad()
-def test_velocity_close_to_untouched_diffusers(make_pair: MakePair) -> None:
+def test_velocity_close_to_untouched_diffusers(
+    make_pair: MakePair, run_upstream: Callable[..., torch.Tensor]
+) -> None:
     config = VARIANTS["debug"]
     ours, theirs = make_pair(config)
     x, t, tokens, pooled = inputs(config, 2, (3, 6, 10), text_len=7)
-    expected = run_upstream(theirs, x, t, tokens, pooled, (1.0, 1.0, 1.0))
+    expected = run_upstream(theirs, x, t, tokens, pooled)
     actual = ours(x, t, tokens, pooled)
     error = (actual - expected).abs().max() / expected.std()
     assert 1e-6 < error < 2e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def hook(model: Kandinsky5Transformer3DModel, config: MagCacheConfig) -> None:
 
 
 def run_both(
-    ours: CrossDiT, theirs: Kandinsky5Transformer3DModel, cache: MagCache | Calibration
+    ours: CrossDiT, theirs: Callable[..., Tensor], cache: MagCache | Calibration
 ) -> tuple[Tensor, Tensor]:
     """The last latents of the same run through both networks, without guidance."""
     generator = torch.Generator().manual_seed(1)
@@ -45,16 +46,7 @@ def run_both(
         return ours(network_input(x), t.expand(1), tokens, pooled, around_blocks=around)
 
     def their_velocity(x: Tensor, t: Tensor) -> Tensor:
-        output = theirs(
-            hidden_states=network_input(x).movedim(1, -1),
-            encoder_hidden_states=tokens,
-            timestep=t.expand(1) * 1000,
-            pooled_projections=pooled,
-            visual_rope_pos=[torch.arange(3), torch.arange(2), torch.arange(3)],
-            text_rope_pos=torch.arange(5),
-            scale_factor=(1.0, 1.0, 1.0),
-        )
-        return output.sample.movedim(-1, 1)
+        return theirs(network_input(x), t.expand(1), tokens, pooled)
 
     cache.begin(NUM_STEPS)
     times = timesteps(NUM_STEPS, 3.0)
@@ -66,11 +58,15 @@ def run_both(
 
 
 @pytest.mark.usefixtures("keep_fp32_rotation")
-def test_calibration_is_diffusers(make_pair: MakePair, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibration_is_diffusers(
+    make_pair: MakePair,
+    run_upstream: Callable[..., Tensor],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     ours, theirs = make_pair(CONFIG)
     hook(theirs, MagCacheConfig(calibrate=True, num_inference_steps=NUM_STEPS))
     calibration = Calibration()
-    run_both(ours, theirs, calibration)
+    run_both(ours, partial(run_upstream, theirs), calibration)
     printed = capsys.readouterr().out.strip().splitlines()[-1]
     expected = [float(number) for number in printed.strip("[]").split(",")]
     assert len(expected) == NUM_STEPS
@@ -81,7 +77,9 @@ def test_calibration_is_diffusers(make_pair: MakePair, capsys: pytest.CaptureFix
 
 @pytest.mark.usefixtures("keep_fp32_rotation")
 @pytest.mark.parametrize("threshold", [0.06, 0.12, 0.3])
-def test_a_run_with_skips_is_diffusers(make_pair: MakePair, threshold: float) -> None:
+def test_a_run_with_skips_is_diffusers(
+    make_pair: MakePair, run_upstream: Callable[..., Tensor], threshold: float
+) -> None:
     """Ten steps, of which both retain the first two."""
     column = (0.9, 1.12, 1.08, 1.03, 0.98, 1.02, 1.01, 0.97, 0.9)
     ours, theirs = make_pair(CONFIG)
@@ -96,12 +94,12 @@ def test_a_run_with_skips_is_diffusers(make_pair: MakePair, threshold: float) ->
         ),
     )
     cache = MagCache(MagRatios(column, None, "a test"), threshold=threshold)
-    with_skips, expected = run_both(ours, theirs, cache)
+    with_skips, expected = run_both(ours, partial(run_upstream, theirs), cache)
     assert cache.counts["cond"].skipped > 0
     assert (with_skips - expected).abs().max() < 1e-5 * expected.abs().max()
 
     never = MagCache(MagRatios(column, None, "a test"), threshold=0.0)
-    in_full, _ = run_both(ours, theirs, never)
+    in_full, _ = run_both(ours, partial(run_upstream, theirs), never)
     assert (with_skips - in_full).abs().max() > 1e-2 * expected.abs().max()
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+
+import pytest
 
 from kandinsky_core.video import read_metadata
 from tooling.environment import ROOT
 
+ROUTE = "/kandinsky5/count_prompts"
 TEXT_TO_IMAGE = ROOT / "workflows" / "api" / "text_to_image_nano.json"
 
 
@@ -49,3 +53,26 @@ def test_a_preset_and_a_list_of_prompts_write_a_file_for_each(comfy, tmp_path):
         assert {key: node["inputs"] for key, node in kept.items()} == {
             key: node["inputs"] for key, node in workflow.items()
         }
+
+
+def test_the_page_learns_how_many_prompts_there_are(comfy, comfy_server):
+    (comfy_server.base / "input" / "more.txt").write_text("a star\n---\na square\n")
+    given = {"text": "a red circle\n# none\na blue square", "file": "more.txt", "split": "auto"}
+    assert comfy.post(ROUTE, given) == {"count": 4}
+    assert comfy.post(ROUTE, given | {"file": "(none)"}) == {"count": 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"text": "", "file": "(none)", "split": "auto"}, "text: expected at least one prompt"),
+        ({"text": "a", "file": "../x.txt", "split": "auto"}, "file: there is no file '../x.txt'"),
+        ({"text": 7, "file": "(none)", "split": "auto"}, "expected an object with texts"),
+        (["a"], "expected an object with texts"),
+    ],
+)
+def test_a_wrong_list_is_answered_with_one_sentence(comfy, body, words):
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        comfy.post(ROUTE, body)
+    assert raised.value.code == 400
+    assert words in json.loads(raised.value.read())["error"]

@@ -8,13 +8,13 @@ import urllib.error
 import pytest
 
 from kandinsky_core.workflows import convert_workflow
-from tooling.client import NodeError
 
 ROUTE = "/kandinsky5/convert_workflow"
 WORKFLOWS = {
     "kandinsky5_lite_T2V": ".webp",
     "kandinsky5_lite_I2V": ".webp",
     "kandinsky5_lite_T2I": ".png",
+    "kandinsky5_lite_I2I": ".png",
     "video_kandinsky5_t2v": ".mp4",
     "video_kandinsky5_i2v": ".mp4",
     "image_kandinsky5_t2i": ".png",
@@ -40,12 +40,6 @@ def test_converted_workflow_runs_with_nano(comfy, queue_converted, name):
     (file,) = queue_converted(name).files()
     assert file.filename.endswith(WORKFLOWS[name])
     assert comfy.download(file)
-
-
-def test_converted_edit_runs_up_to_the_model_which_nano_is_not(queue_converted):
-    with pytest.raises(NodeError, match="not trained to edit") as refused:
-        queue_converted("kandinsky5_lite_I2I")
-    assert refused.value.node_type == "K5_Sampler"
 
 
 def test_route_converts_as_the_command_does(comfy, foreign_workflow):

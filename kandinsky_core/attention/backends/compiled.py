@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...files import cache_folder
 from ..block_map import BlockMap
+from ..full_heads import full_heads_apart
 from .dense import attend_dense
 from .gathered import attend_gathered
 
@@ -90,10 +91,17 @@ def build(*, verbose: bool = False) -> Path:
 
 
 def compiled_missing() -> str | None:
-    """Why the kernel cannot be used here; None if it can."""
+    """Why the kernel cannot be used here; None if it can, and then it stays so."""
+    if _is_loaded():
+        return None
     if not library_path().is_file():
         return "it is not built; python -m kandinsky_core build-kernel does that"
     return _load()
+
+
+def _is_loaded() -> bool:
+    """Whether this process has the kernel; its file may be gone since."""
+    return hasattr(torch.ops.kandinsky_core, "block_sparse")
 
 
 @lru_cache(maxsize=1)
@@ -106,16 +114,18 @@ def _load() -> str | None:
     return None
 
 
-def fits_kernel(q: Tensor, block_map: BlockMap) -> bool:
-    """Whether the kernel takes these queries; it has no backward pass."""
+def fits_kernel(q: Tensor, k: Tensor, block_map: BlockMap) -> bool:
+    """Whether the kernel takes these queries and keys; it has no backward pass."""
     return (
         q.device.type == "cpu"
+        and k.shape[2] == q.shape[2]
         and q.dtype in DTYPES
         and block_map.block_size % MULTIPLE == 0
         and q.shape[-1] % MULTIPLE == 0
     )
 
 
+@full_heads_apart
 def attend_compiled(
     q: Tensor,
     k: Tensor,
@@ -125,10 +135,11 @@ def attend_compiled(
     block_map: BlockMap | None = None,
 ) -> Tensor:
     """Compute the kept blocks only; arguments and result as in `Attend`."""
-    if block_map is None or mask is not None:
+    assert block_map is not None
+    if mask is not None:
         return attend_dense(q, k, v, mask=mask, block_map=block_map)
     wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if wants_grad or k.shape[2] != q.shape[2] or not fits_kernel(q, block_map):
+    if wants_grad or not fits_kernel(q, k, block_map):
         return attend_gathered(q, k, v, block_map=block_map)
     problem = compiled_missing()
     if problem is not None:

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..block_map import BlockMap
+from ..full_heads import full_heads_apart
 
 WORK_BYTES = 64 << 20
 """What the masks, and the gradients of keys and values, may take at a time."""
 
 
+@full_heads_apart
 def attend_dense(
     q: Tensor,
     k: Tensor,
@@ -27,9 +29,7 @@ def attend_dense(
     block_map: BlockMap | None = None,
 ) -> Tensor:
     """Compute every score; arguments and result as in `Attend`."""
-    if block_map is None or bool(block_map.kept.all()):
-        key_mask = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, L)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)
+    assert block_map is not None
     outs = []
     for batch in range(q.shape[0]):
         keys = None if mask is None else mask[batch]

@@ -2,12 +2,16 @@
 
 The blocks are handed over as partial ones with a mask that looks the map up. Handing them over
 as full blocks without a mask, as the reference does, is silently dense where the call is not
-compiled, and does not compile on a CPU. The first call compiles, and so does every new number
-of heads, dtype or length; new maps do not.
+compiled, and does not compile on a CPU.
+
+One head runs at a time: lists of blocks then take little memory, and neither another number of
+heads nor another map compiles anew. The first call compiles, and so does every new dtype, head
+dim, and the second length, which makes the length a variable.
 """
 
 from __future__ import annotations
 
+import inspect
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,11 +20,22 @@ from torch import Tensor
 
 from ..api import Attend
 from ..block_map import BlockMap
+from ..full_heads import full_heads_apart
 from .dense import attend_dense
 from .gathered import attend_gathered
 
 SMALLEST_BLOCK = 16
 """Tokens; the compiled kernels take powers of two from here."""
+CUDA_TILES = {
+    "BLOCK_M": 64,
+    "BLOCK_N": 64,
+    "BLOCK_M1": 32,
+    "BLOCK_N1": 64,
+    "BLOCK_M2": 64,
+    "BLOCK_N2": 32,
+}
+"""Tokens that a CUDA kernel takes at a time, forward and (1, 2) backward. Blocks must be multiples,
+and Inductor's own choice, up to 128, is not made with regard to them."""
 
 
 def flex_missing() -> str | None:
@@ -31,18 +46,28 @@ def flex_missing() -> str | None:
     return None
 
 
+def fits_flex(q: Tensor, k: Tensor, block_map: BlockMap) -> bool:
+    """Whether FlexAttention takes these blocks and keys."""
+    size = block_map.block_size
+    is_power = size & (size - 1) == 0
+    return is_power and size >= SMALLEST_BLOCK and k.shape[2] == q.shape[2]
+
+
 def make_attend_flex() -> Attend:
     """Prepare the compiled function.
 
     Returns:
         An `Attend`. It hands on what FlexAttention cannot do, to backends that compute the
-        same: a mask of keys, maps that keep everything, keys beyond the map's, blocks that are
-        not powers of two, and gradients on a CPU.
+        same: a mask of keys, heads that keep everything, keys beyond the map's, blocks that are
+        not powers of two, and gradients on a CPU. It raises RuntimeError where torch cannot
+        compile.
     """
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled: Any = torch.compile(flex_attention)
+    # whole: past its limit of recompilations torch would run it uncompiled, with every score
+    compiled: Any = torch.compile(flex_attention, fullgraph=True)
 
+    @full_heads_apart
     def attend_flex(
         q: Tensor,
         k: Tensor,
@@ -51,31 +76,55 @@ def make_attend_flex() -> Attend:
         mask: Tensor | None = None,
         block_map: BlockMap | None = None,
     ) -> Tensor:
-        if block_map is None or mask is not None or bool(block_map.kept.all()):
+        assert block_map is not None
+        if mask is not None:
             return attend_dense(q, k, v, mask=mask, block_map=block_map)
-        size = block_map.block_size
         wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-        odd = size < SMALLEST_BLOCK or size & (size - 1)
-        if odd or k.shape[2] != q.shape[2] or (wants_grad and q.device.type == "cpu"):
+        if not fits_flex(q, k, block_map) or (wants_grad and q.device.type == "cpu"):
             return attend_gathered(q, k, v, block_map=block_map)
-        out = compiled(q, k, v, block_mask=_block_mask(block_map))
-        empty = ~block_map.kept.any(-1)  # (B, N, Q)
-        return out.masked_fill(empty.repeat_interleave(size, -1)[..., None], 0.0)
+        size, options = block_map.block_size, _kernel_options(q, block_map)
+        outs = []
+        for head, kept in enumerate(block_map.kept.flatten(0, 1)):
+            place = divmod(head, q.shape[1])
+            try:
+                out = compiled(
+                    *(x[place][None, None] for x in (q, k, v)),  # (1, 1, S, K)
+                    block_mask=_block_mask(kept, size, wants_grad),
+                    kernel_options=options,
+                )[0, 0]
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # compilers fail in ways of their own
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise RuntimeError(
+                    f"FlexAttention does not compile here ({reason}); choose the attention backend "
+                    "auto or gathered, which compute the same"
+                ) from error
+            empty = ~kept.any(-1)  # (Q,)
+            outs.append(out.masked_fill(empty.repeat_interleave(size)[:, None], 0.0))
+        return torch.stack(outs).view(q.shape)
 
     return attend_flex
 
 
-def _block_mask(block_map: BlockMap) -> Any:
+def _kernel_options(q: Tensor, block_map: BlockMap) -> dict[str, int] | None:
+    """Tiles that divide the blocks; None leaves them to Inductor."""
+    if q.device.type == "cpu":
+        return None
+    return {name: min(tokens, block_map.block_size) for name, tokens in CUDA_TILES.items()}
+
+
+def _block_mask(kept: Tensor, size: int, wants_grad: bool) -> Any:
+    """FlexAttention's form of a head's map (Q, Q)."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    kept, size = block_map.kept, block_map.block_size
+    def looked_up(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return kept[query // size, key // size]
 
-    def looked_up(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return kept[batch, head, query // size, key // size]
-
-    columns = torch.empty(kept.shape, dtype=torch.int32, device=kept.device)
-    # a head at a time: sorting yields 64-bit indices
-    for of_head, out in zip(kept.flatten(0, 1), columns.flatten(0, 1), strict=True):
-        out.copy_(of_head.byte().argsort(dim=-1, descending=True, stable=True))
     counts = kept.sum(-1, dtype=torch.int32)
-    return BlockMask.from_kv_blocks(counts, columns, BLOCK_SIZE=size, mask_mod=looked_up)
+    columns = kept.byte().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    options: dict[str, Any] = {"BLOCK_SIZE": size, "mask_mod": looked_up}
+    # the same lists by columns, for a backward pass; older ones always make them
+    if "compute_q_blocks" in inspect.signature(BlockMask.from_kv_blocks).parameters:
+        options["compute_q_blocks"] = wants_grad
+    return BlockMask.from_kv_blocks(counts[None, None], columns[None, None], **options)

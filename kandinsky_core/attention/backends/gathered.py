@@ -1,8 +1,10 @@
 """Block-sparse attention in plain PyTorch: gather the kept blocks, run dense attention on them.
 
-Rows of blocks that keep equally many are computed together, so nothing is padded and no mask
-is needed. Keys and values are gathered for a few rows at a time, into buffers that fit a
-processor's cache; the backward pass gathers again instead of remembering.
+On a CPU, rows of blocks that keep equally many are computed together, so nothing is padded and no
+mask is needed. Keys and values are gathered for a few rows at a time, into buffers that fit a
+processor's cache; the backward pass gathers again instead of remembering. On other devices pieces
+are larger, rows that keep nearly equally many share one, padded under a mask, and the host waits
+for the device once.
 
 Letters: B batch, N heads, S tokens, K head dim, Q blocks per head, M tokens per block, r rows
 of a piece, n kept blocks of each of its rows.
@@ -11,6 +13,7 @@ of a piece, n kept blocks of each of its rows.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..block_map import BlockMap
+from ..full_heads import full_heads_apart
 from .dense import attend_dense
 from .workers import run_pieces
 
@@ -26,17 +30,22 @@ PIECE_BYTES = {"cpu": 2 << 20}
 """Keys and values gathered at a time, by device; small enough to stay in the cache."""
 PIECE_BYTES_ELSEWHERE = 64 << 20
 """The same where the cost of a launch counts more."""
+SLACK_ELSEWHERE = 1 / 8
+"""Share of a piece's largest row that its smallest may lack, where pieces are padded."""
 
 
 class Piece(NamedTuple):
-    """Rows that keep equally many blocks."""
+    """Rows that keep equally many blocks, or nearly."""
 
     rows: Tensor
     """Query blocks (r,), counted over batch and heads."""
     count: int
-    """Blocks that each keeps, n."""
+    """Blocks that the first keeps, n; none keeps more."""
+    is_padded: bool
+    """Whether some keep fewer."""
 
 
+@full_heads_apart
 def attend_gathered(
     q: Tensor,
     k: Tensor,
@@ -47,28 +56,16 @@ def attend_gathered(
 ) -> Tensor:
     """Compute the kept blocks only; arguments and result as in `Attend`.
 
-    Heads that keep every block go to `attend_dense`, and so do calls with a mask of keys and
-    gradients of keys beyond the map's.
+    Calls with a mask of keys, and gradients of keys beyond the map's, go to `attend_dense`.
     """
     wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     has_more_keys = k.shape[2] > q.shape[2]
-    if block_map is None or mask is not None or (has_more_keys and wants_grad):
+    assert block_map is not None
+    if mask is not None or (has_more_keys and wants_grad):
         return attend_dense(q, k, v, mask=mask, block_map=block_map)
+    heads = [x.contiguous().flatten(0, 1) for x in (q, k, v)]  # (B*N, S or L, K)
     kept = block_map.kept.flatten(0, 1)  # (B*N, Q, Q)
-    full = kept.flatten(1).all(-1)  # (B*N,)
-    if bool(full.all()):
-        return attend_dense(q, k, v)
-    q, k, v = (x.contiguous() for x in (q, k, v))
-    shape, q, k, v = q.shape, q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)  # (B*N, S, K)
-    if not bool(full.any()):
-        return _Gathered.apply(q, k, v, kept, block_map.block_size).view(shape)
-    dense, sparse = full.nonzero()[:, 0], (~full).nonzero()[:, 0]
-    out_dense = attend_dense(q[dense][None], k[dense][None], v[dense][None])[0]
-    out_sparse = _Gathered.apply(
-        q[sparse], k[sparse], v[sparse], kept[sparse], block_map.block_size
-    )
-    out = torch.cat([out_dense, out_sparse])  # (B*N, S, K)
-    return out[torch.cat([dense, sparse]).argsort()].view(shape)
+    return _Gathered.apply(*heads, kept, block_map.block_size).view(q.shape)
 
 
 class _Gathered(torch.autograd.Function):
@@ -86,8 +83,7 @@ class _Gathered(torch.autograd.Function):
         k, v = k[:, :length].contiguous(), v[:, :length].contiguous()
         q, k, v, rows = (x.view(-1, block_size, x.shape[-1]) for x in (q, k, v, out))
         kept_rows = kept.flatten(0, 1)  # (heads*Q, Q)
-        limit = _piece_bytes(q.device.type)
-        pieces = _pieces(kept_rows.sum(-1), _bytes_per_block(k), limit, empty=more_k.shape[1] > 0)
+        (pieces,) = _pieces(kept_rows.sum(-1)[None], _bytes_per_block(k), empty=more_k.shape[1] > 0)
         gathered = max((piece.rows.numel() * piece.count for piece in pieces), default=0)
         run_pieces(
             pieces,
@@ -109,13 +105,9 @@ class _Gathered(torch.autograd.Function):
         )  # (heads*Q, M, K)
         grads = grad_q, grad_k, grad_v = [torch.zeros_like(x, dtype=wide) for x in (q, k, v)]
         kept_rows = kept.flatten(0, 1)
-        counts = kept.sum(-1)  # (heads, Q)
         per_block = _bytes_per_block(k) + 3 * size * size * wide.itemsize
         # one head a thread: rows of one head add to the same gradients of keys
-        heads = [
-            _pieces(row, per_block, _piece_bytes(q.device.type), head * row.numel())
-            for head, row in enumerate(counts)
-        ]
+        heads = _pieces(kept.sum(-1), per_block)
         heads.sort(key=lambda pieces: -sum(p.rows.numel() * p.count for p in pieces))
         run_pieces(
             heads,
@@ -165,33 +157,61 @@ def gathered_bytes(
     return int(piece * (1 + 1 / kept))
 
 
-def _pieces(
-    counts: Tensor, bytes_per_block: int, limit: int, first_row: int = 0, *, empty: bool = False
-) -> list[Piece]:
-    """Group rows by how many blocks they keep (R,), within a limit of bytes, heaviest first.
+def _pads(device_type: str) -> bool:
+    """Whether launches and waiting for the device cost more than padding."""
+    return device_type != "cpu"
 
-    Rows that keep none are left out unless `empty`.
+
+def _pieces(counts: Tensor, bytes_per_block: int, *, empty: bool = False) -> list[list[Piece]]:
+    """Group the rows of each head by how many blocks they keep (heads, Q), heaviest first.
+
+    Rows that keep none are left out unless `empty`. The host waits for the device once.
     """
-    order = counts.argsort(descending=True, stable=True)
-    sizes, lengths = counts[order].unique_consecutive(return_counts=True)
-    pieces: list[Piece] = []
-    for rows, count in zip(
-        (order + first_row).split(lengths.tolist()), sizes.tolist(), strict=True
-    ):
-        if count or empty:
-            at_once = max(1, limit // (max(count, 1) * bytes_per_block))
-            parts = rows.tensor_split(math.ceil(rows.numel() / at_once))
-            pieces += [Piece(part, count) for part in parts]
-    return pieces
+    device_type = counts.device.type
+    limit = _piece_bytes(device_type)
+    slack = SLACK_ELSEWHERE if _pads(device_type) else 0.0
+    ordered, order = counts.sort(dim=-1, descending=True, stable=True)
+    order += torch.arange(len(counts), device=counts.device)[:, None] * counts.shape[1]
+    heads: list[list[Piece]] = []
+    for rows, sizes in zip(order, ordered.tolist(), strict=True):
+        pieces: list[Piece] = []
+        first = 0
+        while first < len(sizes) and (sizes[first] or empty):
+            least = sizes[first] * (1 - slack)
+            last = bisect_right(sizes, -least, lo=first, key=lambda size: -size)
+            at_once = max(1, limit // (max(sizes[first], 1) * bytes_per_block))
+            for part in rows[first:last].tensor_split(math.ceil((last - first) / at_once)):
+                end = first + part.numel()
+                pieces.append(Piece(part, sizes[first], sizes[first] != sizes[end - 1]))
+                first = end
+        heads.append(pieces)
+    return heads
 
 
-def _columns(piece: Piece, kept_rows: Tensor) -> Tensor:
-    """Kept key blocks (r * n,) of a piece, counted over batch and heads."""
+def _columns(piece: Piece, kept_rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Kept key blocks (r * n,) of a piece, counted over batch and heads; which are no padding."""
     num_blocks = kept_rows.shape[1]
-    columns = kept_rows.index_select(0, piece.rows).nonzero()[:, 1]
-    columns = columns.view(piece.rows.numel(), piece.count)
+    kept = kept_rows.index_select(0, piece.rows)  # (r, Q)
+    is_kept = None
+    if _pads(kept.device.type):  # the kept ones first, and their number known without waiting
+        order = kept.byte().argsort(dim=-1, descending=True, stable=True)
+        columns = order[:, : piece.count]
+        if piece.is_padded:
+            is_kept = kept.gather(1, columns)  # (r, n)
+    else:
+        columns = kept.nonzero()[:, 1].view(piece.rows.numel(), piece.count)
     first = piece.rows.div(num_blocks, rounding_mode="floor") * num_blocks  # of the row's head
-    return (columns + first[:, None]).flatten()
+    return (columns + first[:, None]).flatten(), is_kept
+
+
+def _bias(is_kept: Tensor | None, block_size: int, more: int, dtype: torch.dtype) -> Tensor | None:
+    """What is added to scores (r, 1, 1, n * M + more) where blocks (r, n) are padding."""
+    if is_kept is None:
+        return None
+    admitted = is_kept.repeat_interleave(block_size, -1)
+    bias = torch.zeros(admitted.shape, dtype=dtype, device=admitted.device)
+    bias = bias.masked_fill_(~admitted, -torch.inf)
+    return F.pad(bias, (0, more))[:, None, None]
 
 
 def _forward_worker(
@@ -210,8 +230,9 @@ def _forward_worker(
     keys, values = (x.new_empty(gathered, *x.shape[1:]) for x in (k, v))
 
     def run(piece: Piece) -> None:
-        columns = _columns(piece, kept_rows)
+        columns, is_kept = _columns(piece, kept_rows)
         queries = q.index_select(0, piece.rows)[:, None]  # (r, 1, M, K)
+        bias = _bias(is_kept, k.shape[1], more_k.shape[1], q.dtype)
         here_k, here_v = (
             torch.index_select(x, 0, columns, out=buffer[: columns.numel()]).view(
                 piece.rows.numel(), 1, piece.count * x.shape[1], x.shape[2]
@@ -224,7 +245,7 @@ def _forward_worker(
                 torch.cat([here, more.index_select(0, heads)[:, None]], dim=2)
                 for here, more in ((here_k, more_k), (here_v, more_v))
             )  # (r, 1, n * M + E, K)
-        rows = F.scaled_dot_product_attention(queries, here_k, here_v)
+        rows = F.scaled_dot_product_attention(queries, here_k, here_v, attn_mask=bias)
         out.index_copy_(0, piece.rows, rows[:, 0])
 
     return run
@@ -245,13 +266,16 @@ def _backward_worker(
 
     def run(pieces: list[Piece]) -> None:
         for piece in pieces:
-            columns = _columns(piece, kept_rows)
+            columns, is_kept = _columns(piece, kept_rows)
             num_rows = piece.rows.numel()
             queries, grad = (x.index_select(0, piece.rows) for x in (q, grad_out))  # (r, M, K)
             keys, values = (
                 x.index_select(0, columns).view(num_rows, -1, x.shape[-1]) for x in (k, v)
             )  # (r, n * M, K)
             scores = (queries @ keys.transpose(1, 2)).to(grad_q.dtype).mul_(scale)
+            bias = _bias(is_kept, k.shape[1], 0, scores.dtype)
+            if bias is not None:
+                scores += bias[:, 0]  # (r, 1, n * M)
             weights = torch.softmax(scores, dim=-1)  # (r, M, n * M)
             grad_weights = (grad @ values.transpose(1, 2)).to(weights.dtype)
             grad_values = weights.to(grad.dtype).transpose(1, 2) @ grad  # (r, n * M, K)

@@ -2,7 +2,7 @@
 
 They need CUDA. What is checked here is how they are called, against stand-ins; whoever has the
 hardware checks the results (`attend_reference` is the specification). Each hands what its
-kernel cannot do to the default backend, which computes the same.
+kernel cannot do to another backend, which computes the same.
 Letters: B batch, N heads, S queries, K head dim.
 """
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..api import Attend
-from ..auto import attend
 from ..block_map import BlockMap
+from ..full_heads import full_heads_apart
 
 
 class Package(NamedTuple):
@@ -29,8 +29,8 @@ class Package(NamedTuple):
     """Its name."""
     project: str
     """What to install."""
-    adapt: Callable[[Any], Attend]
-    """Makes an `Attend` of it."""
+    adapt: Callable[[Any, Attend], Attend]
+    """Makes an `Attend` of it, and of one for what it cannot do."""
 
     def load(self) -> Callable[..., Any]:
         """Import the function.
@@ -51,7 +51,7 @@ def fits_kernels(q: Tensor) -> bool:
     return is_half and q.device.type == "cuda" and q.shape[-1] in (64, 128)
 
 
-def adapt_flash(kernel: Any) -> Attend:
+def adapt_flash(kernel: Any, otherwise: Attend) -> Attend:
     """flash-attn: dense, exact, forward and backward."""
 
     def attend_flash(
@@ -63,14 +63,14 @@ def adapt_flash(kernel: Any) -> Attend:
         block_map: BlockMap | None = None,
     ) -> Tensor:
         if mask is not None or block_map is not None or not fits_kernels(q):
-            return attend(q, k, v, mask=mask, block_map=block_map)
+            return otherwise(q, k, v, mask=mask, block_map=block_map)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, S, N, K)
         return kernel(q, k, v, causal=False).transpose(1, 2)
 
     return attend_flash
 
 
-def adapt_sage(kernel: Any) -> Attend:
+def adapt_sage(kernel: Any, otherwise: Attend) -> Attend:
     """sageattention: dense, 8-bit products, an approximation; forward alone."""
 
     def attend_sage(
@@ -83,15 +83,26 @@ def adapt_sage(kernel: Any) -> Attend:
     ) -> Tensor:
         wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
         if mask is not None or block_map is not None or wants_grad or not fits_kernels(q):
-            return attend(q, k, v, mask=mask, block_map=block_map)
+            return otherwise(q, k, v, mask=mask, block_map=block_map)
         return kernel(q, k, v, tensor_layout="HND", is_causal=False)
 
     return attend_sage
 
 
-def adapt_block_sparse(kernel: Any) -> Attend:
+def fits_block_sparse(q: Tensor, k: Tensor, block_map: BlockMap) -> bool:
+    """Whether fastvideo-kernel takes these queries, keys and blocks."""
+    return (
+        block_map.block_size == 64
+        and k.shape[2] == q.shape[2]
+        and q.dtype == torch.bfloat16
+        and fits_kernels(q)
+    )
+
+
+def adapt_block_sparse(kernel: Any, otherwise: Attend) -> Attend:
     """fastvideo-kernel: block-sparse over blocks of 64 tokens, forward and backward."""
 
+    @full_heads_apart
     def attend_block_sparse(
         q: Tensor,
         k: Tensor,
@@ -100,15 +111,9 @@ def adapt_block_sparse(kernel: Any) -> Attend:
         mask: Tensor | None = None,
         block_map: BlockMap | None = None,
     ) -> Tensor:
-        if (
-            mask is not None
-            or block_map is None
-            or block_map.block_size != 64
-            or k.shape[2] != q.shape[2]
-            or q.dtype != torch.bfloat16
-            or not fits_kernels(q)
-        ):
-            return attend(q, k, v, mask=mask, block_map=block_map)
+        assert block_map is not None
+        if mask is not None or not fits_block_sparse(q, k, block_map):
+            return otherwise(q, k, v, mask=mask, block_map=block_map)
         kept = block_map.kept
         sizes = torch.full((kept.shape[-1],), 64, dtype=torch.int32, device=q.device)
         q, k, v = (x.contiguous() for x in (q, k, v))
