@@ -296,8 +296,7 @@ def decode_frames(vae: Any, latent: dict[str, Any], memory_budget_gb: float) -> 
         ValueError: The latents are not this VAE's, or the budget is too small.
     """
     if not isinstance(vae, VAE):
-        yield from _decode_by_itself(vae, latent, memory_budget_gb)
-        return
+        return _decode_by_itself(vae, latent, memory_budget_gb)
     latents, space = latent["samples"], latent.get(SPACE, vae.space.name)
     if space != vae.space.name:
         raise ValueError(
@@ -338,7 +337,7 @@ def _decoded(vae: VAE, clips: Tensor, memory_budget_gb: float) -> Iterator[Tenso
 
 def _decode_by_itself(
     vae: comfy.sd.VAE, latent: dict[str, Any], memory_budget_gb: float
-) -> Iterator[Tensor]:
+) -> FrameStream:
     """Decode with a VAE of other nodes, which takes tiles where memory runs out; see
     `decode_frames`."""
     latents, space = latent["samples"], latent.get(SPACE)
@@ -352,6 +351,6 @@ def _decode_by_itself(
         logging.info("Kandinsky 5: memory_budget_gb is for VAEs of Load VAE (Kandinsky 5) alone.")
     if latents.ndim == 5 and vae.latent_dim == 2:
         latents = rearrange(latents, "b c t h w -> (b t) c h w")
-    images = vae.decode(latents)  # (B, H, W, 3), or (B, F, H, W, 3)
-    for image in images.flatten(0, -4).split(1):
-        yield rearrange(image, "1 h w c -> 1 c 1 h w") * 2 - 1
+    images = vae.decode(latents).flatten(0, -4)  # from (B, H, W, 3), or (B, F, H, W, 3)
+    chunks = (rearrange(image, "h w c -> 1 c 1 h w") * 2 - 1 for image in images)
+    return FrameStream(len(images), chunks)
