@@ -12,6 +12,16 @@ from . import host
 from .convert import pixels_to_image
 
 
+def vae_input() -> io.Input:
+    """What decodes."""
+    return io.Vae.Input(
+        "vae",
+        tooltip=(
+            "From Load VAE (Kandinsky 5). Another one, e.g. of Load VAE, decodes as in VAE Decode."
+        ),
+    )
+
+
 def budget_input() -> io.Input:
     """Memory for the work."""
     return io.Float.Input(
@@ -41,13 +51,7 @@ class Decode(io.ComfyNode):
                 "with the length of the video. Tiles are chosen by what is free, or by a budget."
             ),
             inputs=[
-                io.Vae.Input(
-                    "vae",
-                    tooltip=(
-                        "From Load VAE (Kandinsky 5). Another one, e.g. of Load VAE, decodes as in "
-                        "VAE Decode."
-                    ),
-                ),
+                vae_input(),
                 io.Latent.Input("latent", tooltip="A sampled latent."),
                 budget_input(),
             ],
@@ -74,7 +78,7 @@ class DecodeVideo(io.ComfyNode):
                 "memory does not grow with the length. Save Video copies the result as it is."
             ),
             inputs=[
-                io.Vae.Input("vae", tooltip="From Load VAE (Kandinsky 5)."),
+                vae_input(),
                 io.Latent.Input("latent", tooltip="A sampled latent; clips of a batch follow."),
                 io.Float.Input(
                     "fps",

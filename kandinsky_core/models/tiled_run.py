@@ -82,8 +82,8 @@ def run_tiles(
             logger.warning(
                 "memory ran out in the autoencoder at tiles of %s latent cells (t, h, w); it goes "
                 "on with tiles of %s",
-                _cells(plan),
-                _cells(smaller),
+                _cells(plan, index),
+                _cells(smaller, index),
             )
             plan = smaller
             continue
@@ -107,8 +107,10 @@ def _join_in_time(
     return chunk[:, :, :keep], chunk[:, :, keep:].clone()
 
 
-def _cells(plan: TilePlan) -> str:
-    return " x ".join(map(str, plan.largest_thw))
+def _cells(plan: TilePlan, index: int) -> str:
+    """The largest tile from a span of time on."""
+    time = max(span.length for span in plan.time[index:])
+    return " x ".join(map(str, (time, *plan.largest_thw[1:])))
 
 
 def _first_frame(span: Span, factor_t: int) -> int:

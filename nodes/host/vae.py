@@ -351,6 +351,6 @@ def _decode_by_itself(
         logging.info("Kandinsky 5: memory_budget_gb is for VAEs of Load VAE (Kandinsky 5) alone.")
     if latents.ndim == 5 and vae.latent_dim == 2:
         latents = rearrange(latents, "b c t h w -> (b t) c h w")
-    images = vae.decode(latents).flatten(0, -4)  # (F, H, W, 3), of all clips
-    chunks = (rearrange(image, "1 h w c -> 1 c 1 h w") * 2 - 1 for image in images.split(1))
+    images = vae.decode(latents).flatten(0, -4)  # from (B, H, W, 3), or (B, F, H, W, 3)
+    chunks = (rearrange(image, "h w c -> 1 c 1 h w") * 2 - 1 for image in images)
     return FrameStream(len(images), chunks)
