@@ -21,7 +21,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-READY_MS = 60_000
+READY_MS = 180_000
 RUN_MS = 240_000
 
 
@@ -61,6 +61,7 @@ def page(chromium, comfy_server, comfy, artifacts, request):
     """
     comfy.post("/settings", {"Comfy.TutorialCompleted": True})
     context = chromium.new_context(viewport={"width": 1600, "height": 1000})
+    context.set_default_timeout(READY_MS)  # a busy machine takes its time
     context.route("**/*", _only_this_machine)
     page = context.new_page()
     page.console = Console()
