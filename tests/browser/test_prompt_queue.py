@@ -32,7 +32,7 @@ def queue_prompts(page):
     def call(words):
         page.evaluate("(id) => window.app.extensionManager.command.execute(id)", COMMAND)
         toast = page.locator(".p-toast-message").filter(has_text=LABEL).filter(has_text=words)
-        toast.wait_for()
+        toast.last.wait_for()
 
     return call
 
