@@ -21,9 +21,9 @@ JOBS = {
 }
 """Workflow -> prompt. The workflows for real checkpoints get the picture of their nano twin."""
 AS_THEY_ARE = ("extend_nano", "first_last_frame_nano", "video_to_video_nano")
-"""Workflows run with the prompts they are shipped with. Those of LoRA and prompt lists, which need a
-file or make several, get the picture of text to video."""
+"""Workflows that run with the prompts they are shipped with."""
 AS_TEXT_TO_VIDEO = ("lora_nano", "preset_prompt_list_nano")
+"""Workflows that need a file, or make several, and get its picture."""
 GALLERY = ROOT / "assets" / "examples.png"
 GALLERY_PROMPTS = (
     "a red star moves to the right",

@@ -27,13 +27,12 @@ LINK_WIDTH = """() => {
 
 @pytest.fixture
 def queue_prompts(page):
-    """Runs the menu entry; returns what the page then tells."""
+    """Runs the menu entry and waits until the page tells certain words."""
 
-    def call():
+    def call(words):
         page.evaluate("(id) => window.app.extensionManager.command.execute(id)", COMMAND)
-        toast = page.locator(".p-toast-message").filter(has_text=LABEL).last
-        toast.wait_for()
-        return toast.inner_text()
+        toast = page.locator(".p-toast-message").filter(has_text=LABEL).filter(has_text=words)
+        toast.last.wait_for()
 
     return call
 
@@ -45,7 +44,7 @@ def test_each_prompt_is_saved_and_a_failing_one_costs_only_itself(
     set_widgets("K5_Preset", {"preset": "nano image"})
     set_widgets("K5_PromptList", {"text": PROMPTS, "seed": 5})
     page.evaluate(LINK_WIDTH)
-    assert "3 in the queue" in queue_prompts()
+    queue_prompts("3 in the queue")
     runs = wait_for_queue(3)
     assert [run["status"]["status_str"] for run in runs] == ["success", "error", "success"]
     output = comfy_server.base / "output"
@@ -76,10 +75,10 @@ def test_what_cannot_be_queued_is_one_sentence(
     assert page.evaluate(menu, COMMAND) == LABEL
     before = len(wait_for_queue(1000))
     open_file(NO_LIST)
-    assert "has no Prompt List" in queue_prompts()
+    queue_prompts("has no Prompt List")
     open_file(LIST)
     set_widgets("K5_PromptList", {"text": "a circle\na square | sped=2"})
-    assert "text: line 2: expected settings such as seed=7" in queue_prompts()
+    queue_prompts("text: line 2: expected settings such as seed=7")
     set_widgets("K5_PromptList", {"text": "a circle", "start": 4})
-    assert "start: expected at most 1" in queue_prompts()
+    queue_prompts("start: expected at most 1")
     assert len(wait_for_queue(1000)) == before

@@ -95,6 +95,6 @@ def test_a_file_without_a_workflow_says_so_and_changes_nothing(page, open_file, 
     write_image(path, np.zeros((16, 16, 3), np.uint8))
     drop(path, "image/png")
     toast = page.locator(".p-toast-message").filter(has_text="plain.png")
-    toast.wait_for()
-    assert "Unable to find workflow" in toast.inner_text()
+    toast.last.wait_for()
+    assert "Unable to find workflow" in toast.last.inner_text()
     assert page.evaluate(GRAPH) == before

@@ -68,7 +68,8 @@ def widget_values(node, schema):
             continue  # saved before the input was there: the page gives it its default
         if hasattr(each, "default"):
             pairs[each.id] = values.pop(0)
-            if getattr(each, "control_after_generate", None):
+            # the page gives this to whatever is called seed
+            if getattr(each, "control_after_generate", None) or each.id == "seed":
                 values.pop(0)
     assert not values, node["type"]
     return pairs
