@@ -20,7 +20,12 @@ JOBS = {
     "image_to_video": "a red star moves to the right on a navy background",
 }
 """Workflow -> prompt. The workflows for real checkpoints get the picture of their nano twin."""
-AS_THEY_ARE = ("extend_nano", "first_last_frame_nano", "video_to_video_nano")
+AS_THEY_ARE = (
+    ("image_edit", "image_edit_nano"),
+    ("extend_nano",),
+    ("first_last_frame_nano",),
+    ("video_to_video_nano",),
+)
 """Workflows that run with the prompts they are shipped with."""
 AS_TEXT_TO_VIDEO = ("lora_nano", "preset_prompt_list_nano")
 """Workflows that need a file, or make several, and get its picture."""
@@ -78,14 +83,15 @@ def make_thumbnails(seed: int) -> None:
             )
             for name, prompt in JOBS.items()
         }
-        for name in AS_THEY_ARE:
-            text = (FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8")
-            jobs[(name,)] = json.loads(text)
+        for stems in AS_THEY_ARE:
+            text = (FOLDER / "api" / f"{stems[-1]}.json").read_text(encoding="utf-8")
+            jobs[stems] = json.loads(text)
         for stems, workflow in jobs.items():
             for node in workflow.values():
                 if node["class_type"] == "LoadImage":
                     node["inputs"]["image"] = server.client.upload(first_frame)
-            (file,) = run_with_progress(server.client, workflow).files()
+            files = run_with_progress(server.client, workflow).files()
+            (file,) = (each for each in files if each.type == "output")
             result = Path(folder) / file.filename
             result.write_bytes(server.client.download(file))
             if not first_frame.exists():

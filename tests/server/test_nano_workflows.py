@@ -32,7 +32,7 @@ def fetch(comfy, tmp_path):
     """Run a workflow and return its one output file, downloaded."""
 
     def run(workflow):
-        (file,) = comfy.run(workflow).files()
+        (file,) = (each for each in comfy.run(workflow).files() if each.type == "output")
         path = tmp_path / file.filename
         path.write_bytes(comfy.download(file))
         return path
@@ -82,6 +82,13 @@ def test_image_to_video_starts_from_the_given_picture(fetch, comfy, tmp_path):
     error = np.square(frames[0].astype(float) - given.astype(float)).mean()
     assert 10 * np.log10(255**2 / error) >= FIRST_FRAME_DB
     assert measure(frames).count == len(question.scene.objects)
+
+
+def test_edits_of_a_made_picture_change_what_they_name(fetch):
+    workflow = json.loads((API / "image_edit_nano.json").read_text(encoding="utf-8"))
+    seen = measure(np.asarray(read_image(fetch(workflow)))[None])
+    (only,) = seen.objects
+    assert (only.shape, only.color, seen.background) == ("circle", "red", "navy")
 
 
 @pytest.fixture
