@@ -20,6 +20,8 @@ from kandinsky_core.config import DiTConfig
 from kandinsky_core.models import CrossDiT
 from tooling import comfyui, environment
 
+from .partial import PartialLoading
+
 PACK = Path(os.environ.get("KANDINSKY5_PACK", environment.ROOT))
 PACKAGE = "kandinsky5_pack"
 NANO = "nano (bundled)"
@@ -189,6 +191,14 @@ def give_sight(small_tower):
         return clip
 
     return call
+
+
+@pytest.fixture
+def partially(host, monkeypatch):
+    """Let whatever runs next load a part of its model only; see `PartialLoading`."""
+    loading = PartialLoading(host, monkeypatch)
+    yield loading
+    loading.end()
 
 
 @pytest.fixture

@@ -120,6 +120,16 @@ def test_network_sees_the_source_and_a_mask_of_ones(family, prepare, sample, mon
         assert not torch.allclose(noisy, condition)
 
 
+def test_result_is_the_same_partially_loaded(family, prepare, sample, partially):
+    model, vae, _ = family
+    given = prepare(model, vae, pictures())
+    expected = sample(model, **given)
+    partially()
+    out = sample(model, **given)
+    partially.check(model)
+    assert torch.equal(out, expected)
+
+
 def test_batch_of_images_equals_one_by_one(family, prepare, sample, ksample):
     model, vae, _ = family
     images = pictures(2)

@@ -194,6 +194,23 @@ def test_after_the_prompt_each_token_costs_one_forward_pass_of_one_token(write, 
     assert lengths == [len(writer_clip.tokenizer.qwen(chat)["input_ids"]), 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("sees", [False, True])
+def test_the_same_is_written_partially_loaded(request, write, partially, sees):
+    clip = request.getfixturevalue("seeing_clip" if sees else "writer_clip")
+    pixels = torch.rand(1, 3, 150, 230, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    picture = fit_for_qwen(pixels) if sees else None
+    chat = expansion_chat("it turns", "Write it out.", with_image=sees)
+    whole = write(clip, chat, picture)
+    assert len(set(whole)) > 3
+    partially()
+    assert write(clip, chat, picture) == whole
+    partially.check(clip.patcher)
+    left = partially.left["QwenClipModel"]
+    assert any(".self_attn.k_proj" in name for name in left)
+    assert any("visual" in name for name in left) == sees
+    assert partially.left["LanguageHead"] == {"lm_head.weight"}
+
+
 def test_draws_depend_on_the_seed(write, writer_clip):
     chat = expansion_chat("a fox", "Write it out.", with_image=False)
     first = write(writer_clip, chat, temperature=1.0, seed=1, max_tokens=6)

@@ -119,19 +119,60 @@ def test_scaled_fp8_runs_in_the_hosts_layers(load_model, scaled_file, sample):
     assert (sample(model, steps=2) - wanted).norm() < 1e-3 * wanted.norm()
 
 
-def test_lora_on_scaled_fp8(host, load_model, scaled_file, sample):
+@pytest.fixture(scope="module")
+def with_lora(host):
+    """Give a model a random LoRA on `MATRIX`."""
     torch.manual_seed(0)
     key = f"diffusion_model.{MATRIX.removesuffix('.weight')}"
     pair = {"A": torch.randn(4, 64), "B": torch.randn(64, 4)}
     lora = {f"{key}.lora_{name}.weight": tensor * 0.12 for name, tensor in pair.items()}
     save_file(lora, host.base / "models" / "loras" / "scaled.safetensors")
     load = host.native.LoraLoaderModelOnly().load_lora_model_only
+    return lambda model: load(model, "scaled.safetensors", 1.0)[0]
+
+
+def test_lora_on_scaled_fp8(load_model, scaled_file, sample, with_lora):
     model, exact = load_model(scaled_file), load_model(scaled_file, "fp32")
-    (patched,), (expected,) = (load(each, "scaled.safetensors", 1.0) for each in (model, exact))
+    patched, expected = with_lora(model), with_lora(exact)
     change = sample(expected, steps=1) - sample(exact, steps=1)
     found = sample(patched, steps=1) - sample(model, steps=1)
     # the host rounds the patched weight to fp8 again
     assert (found - change).norm() < 0.3 * change.norm()
+
+
+@pytest.fixture(params=["plain", "scaled"])
+def load_fp8(request, load_model, tiny_file, scaled_file):
+    """Load one of the files, as fp8 or as asked."""
+    name, stored = (
+        (tiny_file, "fp8_e4m3fn") if request.param == "plain" else (scaled_file, "default")
+    )
+    return lambda dtype=stored: load_model(name, dtype)
+
+
+def test_fp8_gives_the_same_partially_loaded(load_fp8, sample, partially):
+    expected = sample(load_fp8(), steps=2)
+    partially()
+    part = load_fp8()
+    assert torch.equal(sample(part, steps=2), expected)
+    partially.check(part)
+    assert part.model.diffusion_model.state_dict()[MATRIX].dtype == FP8
+
+
+def test_lora_on_fp8_partially_loaded(load_fp8, sample, partially, with_lora):
+    change = sample(with_lora(load_fp8("fp32")), steps=1) - sample(load_fp8("fp32"), steps=1)
+    plain = sample(load_fp8(), steps=1)
+    whole = sample(with_lora(load_fp8()), steps=1)
+    partially()
+    part = with_lora(load_fp8())
+    found = sample(part, steps=1)
+    partially.check(part, patches=True)
+    print(
+        "FIG",
+        (found - whole).norm() / change.norm(),
+        (found - plain - change).norm() / change.norm(),
+        (whole - plain - change).norm() / change.norm(),
+    )
+    assert (found - whole).norm() < 0.3 * change.norm()
 
 
 def test_saved_scaled_model_loads_again(host, load_model, scaled_file):

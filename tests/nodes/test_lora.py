@@ -165,7 +165,7 @@ def test_strength_zero_changes_nothing(tiny, clip, lora_file, load_lora):
     assert trigger == ""
 
 
-def test_partial_loading_and_fp8_keep_the_lora(load_model, tiny_file, lora_file, load_lora, sample):
+def test_fp8_keeps_the_lora(load_model, tiny_file, lora_file, load_lora, sample):
     name = lora_file("diffusers")
     exact = sample(load_lora(load_model(tiny_file, "fp32"), name)[0], steps=2)
     small = load_lora(load_model(tiny_file, "fp8_e4m3fn"), name)[0]
@@ -173,12 +173,21 @@ def test_partial_loading_and_fp8_keep_the_lora(load_model, tiny_file, lora_file,
     error = (sample(small, steps=2) - exact).norm()
     assert error < 0.5 * (plain - exact).norm()
 
-    cpu = torch.device("cpu")
-    part = load_lora(load_model(tiny_file, "fp32"), name)[0]
-    part.partially_load(cpu, extra_memory=part.model_size() // 4)
-    assert part.model.model_lowvram
-    assert (sample(part, steps=2) - exact).abs().max() < 1e-5
-    part.unpatch_model(cpu)
+
+def test_partial_loading_keeps_every_lora(tiny, lora_file, load_lora, sample, partially):
+    first, second = lora_file("diffusers"), lora_file("kohya", seed=1)
+
+    def patched():
+        return load_lora(load_lora(tiny, first, 0.5)[0], second, -1.5)[0]
+
+    whole = sample(patched(), steps=2)
+    one = sample(load_lora(tiny, first, 0.5)[0], steps=2)
+    assert (whole - one).abs().mean() > 1e-3
+    partially()
+    part = patched()
+    out = sample(part, steps=2)
+    partially.check(part, patches=True)
+    assert (out - whole).abs().max() < 1e-5
 
 
 def test_saved_model_holds_the_lora(host, tiny, lora_file, load_lora):

@@ -102,7 +102,8 @@ def native(host, ours):
             }
 
     info = ours.model.info
-    core, _ = load_transformer(info.path, dtype=torch.float32)
+    layers = host.module("comfy.ops").manual_cast
+    core, _ = load_transformer(info.path, dtype=torch.float32, ops=layers)
     network = Network(core, info.settings, host.module("comfy.patcher_extension"))
     config = host.part("nodes.host.model").ModelConfig(info, ours.model.space)
     config.set_inference_dtype(torch.float32, None)
@@ -155,6 +156,16 @@ def test_a_native_model_gives_what_ours_gives(
     assert torch.equal(part, ksample(native, steps=STEPS, denoise=0.5))
     assert torch.equal(ksample(native, steps=STEPS), plain)
     assert torch.equal(ksample(cached(fast, ratios, 0.0), steps=STEPS), plain)
+
+
+def test_a_native_model_skips_the_same_partially_loaded(native, cached, ksample, calls, partially):
+    fast = cached(native)
+    expected = ksample(fast, steps=STEPS)
+    num_calls = len(calls)
+    partially()
+    assert torch.equal(ksample(fast, steps=STEPS), expected)
+    partially.check(fast)
+    assert len(calls) == 2 * num_calls
 
 
 def test_patches_of_other_nodes_keep_their_blocks(native, cached, ksample, calls):

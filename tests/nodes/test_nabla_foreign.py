@@ -196,6 +196,14 @@ def test_sparse_equals_a_mask_of_tokens(request, nabla, sampled, family, text):
     assert apart(sampled(foreign), expected) > 1e-2
 
 
+def test_sparse_is_the_same_partially_loaded(foreign, nabla, sampled, partially):
+    sparse = nabla(foreign)
+    expected = sampled(sparse)
+    partially()
+    assert torch.equal(sampled(sparse), expected)
+    partially.check(sparse)
+
+
 def test_text_may_stand_first_as_on_newer_hosts(make_hunyuan, nabla, sampled):
     hunyuan = make_hunyuan(depth=2, depth_single_blocks=0)
     for block in hunyuan.model.diffusion_model.double_blocks:

@@ -8,28 +8,6 @@ import torch
 from kandinsky_core.caching import MagRatios, save_ratios
 
 STEPS = 6
-SHARE = 4
-"""The budget is the model's size over this."""
-
-
-@pytest.fixture
-def partially(host, monkeypatch):
-    """Let whatever samples next load a part of its model only."""
-
-    def begin():
-        patcher = host.module("comfy.model_patcher").ModelPatcher
-        load = patcher.partially_load
-
-        def load_some(self, device_to, extra_memory=0, force_patch_weights=False):
-            assert extra_memory > self.model_size()  # what the host asks for is all of it
-            budget = self.model_size() // SHARE
-            return load(
-                self, device_to, extra_memory=budget, force_patch_weights=force_patch_weights
-            )
-
-        monkeypatch.setattr(patcher, "partially_load", load_some)
-
-    return begin
 
 
 @pytest.fixture
@@ -69,37 +47,60 @@ def with_magcache(host, run):
     return patch
 
 
+def clip_of(frames, seed=0):
+    return torch.rand(frames, 64, 64, 3, generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.fixture
-def with_first_frame(run, prompts, vae):
-    outputs = run(
-        "K5_ImageToVideo",
-        positive=prompts[0],
-        negative=prompts[1],
-        vae=vae,
-        image=torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0)),
-        width=64,
-        height=64,
-        length=5,
-        batch_size=1,
-    )
-    return dict(zip(("positive", "negative", "latent"), outputs, strict=True))
+def begin(host, run, prompts, vae):
+    """What a sampler takes for a clip that begins with something given."""
+    size = {"width": 64, "height": 64, "batch_size": 1}
+    ends = {"positive": prompts[0], "negative": prompts[1], "vae": vae}
+    nodes = {
+        "first frame": ("K5_ImageToVideo", {"image": clip_of(1), "length": 5, **size}),
+        "both ends": (
+            "K5_FirstLastFrame",
+            {"first": clip_of(1), "last": clip_of(1, 1), "length": 9, **size},
+        ),
+        "extended": ("K5_ExtendVideo", {"frames": clip_of(9), "overlap": 5, "length": 13}),
+    }
+
+    def prepare(kind):
+        if kind == "noise":
+            return {}
+        if kind in nodes:
+            node_id, given = nodes[kind]
+            outputs = run(node_id, **ends, **given)
+            return dict(zip(("positive", "negative", "latent"), outputs, strict=False))
+        (source,) = host.native.VAEEncode().encode(vae, clip_of(5))
+        if kind == "masked clip":
+            mask = torch.zeros(1, 64, 64)
+            mask[:, 32:] = 1
+            (source,) = host.native.SetLatentNoiseMask().set_mask(source, mask)
+        return {"latent": source, "denoise": 0.6}
+
+    return prepare
 
 
 CASES = {
-    "plain": ((), False),
-    "nabla": (("nabla",), False),
-    "magcache": (("magcache",), False),
-    "first frame": ((), True),
-    "all": (("nabla", "magcache"), True),
+    "plain": ((), "noise"),
+    "nabla": (("nabla",), "noise"),
+    "magcache": (("magcache",), "noise"),
+    "first frame": ((), "first frame"),
+    "first frame, nabla, magcache": (("nabla", "magcache"), "first frame"),
+    "both ends": ((), "both ends"),
+    "extended": ((), "extended"),
+    "clip": ((), "clip"),
+    "masked clip": ((), "masked clip"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_sampling_is_the_same_partially_loaded(
-    case, load_model, sample, partially, with_nabla, with_magcache, with_first_frame
+    case, load_model, sample, partially, with_nabla, with_magcache, begin
 ):
-    patches, from_image = CASES[case]
-    given = with_first_frame if from_image else {}
+    patches, kind = CASES[case]
+    given = begin(kind)
 
     def patched():
         model = load_model()
@@ -113,17 +114,39 @@ def test_sampling_is_the_same_partially_loaded(
     partially()
     part = patched()
     out = sample(part, steps=STEPS, **given)
-    assert part.model.model_lowvram
-    assert 0 < part.loaded_size() < part.model_size() / 2
+    partially.check(part)
+    assert part.loaded_size() > 0
     assert torch.equal(out, expected)
 
 
-def test_text_is_the_same_partially_loaded(host, run, clip, partially):
+def test_native_sampling_is_the_same_partially_loaded(load_model, ksample, partially):
+    expected = ksample(load_model())
+    partially()
+    part = load_model()
+    assert torch.equal(ksample(part), expected)
+    partially.check(part)
+
+
+def test_a_weight_left_behind_is_of_no_use_past_the_hosts_cast(load_model, sample, partially):
+    """Else the tests here would say nothing."""
+    partially()
+    model = load_model()
+    sample(model, steps=1)
+    layer = next(
+        module
+        for module in model.model.diffusion_model.modules()
+        if getattr(module, "weight", None) is not None and module.weight.is_meta
+    )
+    layer.comfy_cast_weights = False
+    with pytest.raises(RuntimeError, match="meta"):
+        sample(model, steps=1)
+
+
+def test_text_is_the_same_partially_loaded(run, clip, partially):
     tokens = run("K5_TextEncode", clip=clip, text="a red circle", task="t2v")[0][0][0]
-    host.module("comfy.model_management").unload_all_models()
     partially()
     again = run("K5_TextEncode", clip=clip, text="a red circle", task="t2v")[0][0][0]
-    assert clip.patcher.model.model_lowvram
+    partially.check(clip.patcher)
     assert torch.equal(again, tokens)
 
 

@@ -188,6 +188,24 @@ def test_an_edit_is_encoded_with_its_image_as_the_core_does(run, large, seeing_c
     assert (mirrored - expected.tokens).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("task", ["t2v", "i2i"])
+def test_large_encoders_give_the_same_partially_loaded(run, seeing_clip, partially, task):
+    image = torch.rand(1, 150, 330, 3, generator=torch.Generator().manual_seed(1))
+
+    def encode():
+        given = {"clip": seeing_clip, "text": "make it blue", "task": task}
+        ((tokens, extra),) = run("K5_TextEncode", **given, image=image)[0]
+        return tokens, extra["pooled_output"]
+
+    whole = encode()
+    partially()
+    part = encode()
+    partially.check(seeing_clip.patcher)
+    parts = {name.split(".")[2] for name in partially.left["QwenClipModel"]}
+    assert parts == {"model", "visual", "text_model"}
+    assert all(torch.equal(*pair) for pair in zip(part, whole, strict=True))
+
+
 def test_an_edit_without_a_vision_tower_says_so(run, large_clip):
     with pytest.raises(ValueError, match=r"qwen\.safetensors: .*without its vision tower"):
         run(
@@ -523,7 +541,7 @@ def test_every_layout_of_clip_that_the_core_reads_is_read(run, host, large, pref
 
 
 @pytest.mark.parametrize("suffix", [".scale_weight", ".weight_scale"])
-def test_scaled_fp8_qwen_equals_the_core(run, host, large, caplog, suffix):
+def test_scaled_fp8_qwen_equals_the_core(run, host, large, caplog, partially, suffix):
     folder = host.base / "models" / "text_encoders"
     stored = {}
     for name, weight in large.qwen.language_model.state_dict().items():
@@ -544,6 +562,10 @@ def test_scaled_fp8_qwen_equals_the_core(run, host, large, caplog, suffix):
     layer = clip.cond_stage_model.qwen.transformer.model.layers[0].self_attn.q_proj
     assert (layer.weight.dtype, layer.bias.dtype) == (torch.float8_e4m3fn, torch.bfloat16)
     assert (tokens - expected).norm() < 0.02 * expected.norm()
+    partially()
+    ((part, _),) = run("K5_TextEncode", clip=clip, text="a fox", task="t2v")[0]
+    partially.check(clip.patcher)
+    assert torch.equal(part, tokens)
 
 
 @pytest.mark.parametrize("norms", [torch.bfloat16, torch.float8_e4m3fn])
