@@ -201,8 +201,9 @@ def test_large_encoders_give_the_same_partially_loaded(run, seeing_clip, partial
     partially()
     part = encode()
     partially.check(seeing_clip.patcher)
-    parts = {name.split(".")[2] for name in partially.left["QwenClipModel"]}
-    assert parts == {"model", "visual", "text_model"}
+    left = partially.left["QwenClipModel"]
+    for part_of in ("qwen.transformer.model", "qwen.transformer.visual", "clip.transformer"):
+        assert any(name.startswith(part_of) for name in left)
     assert all(torch.equal(*pair) for pair in zip(part, whole, strict=True))
 
 
@@ -563,7 +564,7 @@ def test_scaled_fp8_qwen_equals_the_core(run, host, large, caplog, partially, su
     assert (layer.weight.dtype, layer.bias.dtype) == (torch.float8_e4m3fn, torch.bfloat16)
     assert (tokens - expected).norm() < 0.02 * expected.norm()
     partially()
-    ((part, _),) = run("K5_TextEncode", clip=clip, text="a fox", task="t2v")[0]
+    ((part, _),) = run("K5_TextEncode", clip=clip, text="a red fox", task="t2v")[0]
     partially.check(clip.patcher)
     assert torch.equal(part, tokens)
 
