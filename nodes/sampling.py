@@ -62,7 +62,8 @@ def make_sigmas(
 
 def resolve_shift(model: Any, shift: float, latent: dict[str, Any] | None) -> float:
     """What is typed, else what a node put on the model, else the checkpoint's."""
-    return shift or host.sampling_shift(model) or host.settings_for(model, latent).shift
+    patched = host.sampling_shift(model)  # refuses what no shift can replace
+    return shift or patched or host.settings_for(model, latent).shift
 
 
 class Schedule(io.ComfyNode):

@@ -294,7 +294,8 @@ def test_made_nodes_cover_no_other_node(foreign_workflow, name):
 def test_nano_leaves_no_file_and_no_large_size(foreign_workflow, name):
     workflow, _ = convert_workflow(foreign_workflow(name), nano=True)
     values = {node["type"]: node["widgets_values"] for node in workflow["nodes"]}
-    assert values["K5_LoadModel"] == ["nano (bundled)", "default"]
+    model = "nano edit (bundled)" if "I2I" in name else "nano (bundled)"
+    assert values["K5_LoadModel"] == [model, "default"]
     assert values["K5_LoadTextEncoders"][:2] == ["nano (bundled)", "(none)"]
     assert values["K5_LoadVAE"] == ["nano (bundled)"]
     seed, control, *settings = values["K5_Sampler"]

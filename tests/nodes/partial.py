@@ -35,7 +35,8 @@ class PartialLoading:
 
         def load_some(own, device_to, extra_memory=0, force_patch_weights=False):
             assert extra_memory > own.model_size()  # what the host asks for is all of it
-            budget = own.model_size() // SHARE
+            # what is asked for comes on top of what an earlier call has loaded
+            budget = max(0, own.model_size() // SHARE - own.loaded_size())
             given = {"extra_memory": budget, "force_patch_weights": force_patch_weights}
             result = load(own, device_to, **given)
             self._leave(own.model)
@@ -60,7 +61,8 @@ class PartialLoading:
         model = patcher.model
         assert model.model_lowvram
         assert self.left[type(model).__name__]
-        assert patcher.loaded_size() < patcher.model_size() / 2
+        loaded, whole = patcher.loaded_size(), patcher.model_size()
+        assert loaded < whole / 2, (loaded, whole)
         assert (model.lowvram_patch_counter > 0) == patches
 
     def end(self) -> None:

@@ -207,7 +207,7 @@ def test_the_same_is_written_partially_loaded(request, write, partially, sees):
     partially.check(clip.patcher)
     left = partially.left["QwenClipModel"]
     assert any(".self_attn.k_proj" in name for name in left)
-    assert any("visual" in name for name in left) == sees
+    assert any("visual" in name for name in left)  # the tower is there even if no file has one
     assert partially.left["LanguageHead"] == {"lm_head.weight"}
 
 

@@ -128,7 +128,7 @@ def test_a_run_in_the_host_takes_what_was_planned(
     if cached:
         flat = host.part("kandinsky_core.caching").MagRatios((1.0,), (1.0,), "flat")
         numbers = {"threshold": 0.0, "max_skips": 2, "retention": 0.0}
-        model = part.with_magcache(wide, lambda _size: flat, **numbers)
+        model = part.with_magcache(wide, lambda _size, _task: flat, **numbers)
     latent = {"samples": torch.zeros(1, 16, 2, 16, 32)}
     given = [each for prompt in prompts for each in (prompt[0][0], prompt[0][1]["pooled_output"])]
     with peak_memory(latent["samples"], *given, *wide.model.parameters()) as memory:
