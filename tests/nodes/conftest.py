@@ -188,6 +188,7 @@ def give_sight(small_tower):
     def call(clip, weights, sizes):
         clip.cond_stage_model.qwen.transformer.visual = small_tower(weights, sizes)
         clip.cond_stage_model.sees = True
+        clip.patcher.size = 0  # that of the large tower; the host counts anew
         return clip
 
     return call
