@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from diffusers import (
@@ -22,6 +23,7 @@ from kandinsky_core.models import CrossDiT
 from kandinsky_core.text import TextConditioning
 
 CPU = torch.device("cpu")
+P = TypeVar("P", bound=DiffusionPipeline)
 _dispatch = upstream.dispatch_attention_fn
 
 
@@ -185,11 +187,11 @@ class FixedText:
 
 
 def build_upstream_pipeline(
-    kind: type[DiffusionPipeline],
+    kind: type[P],
     transformer: Kandinsky5Transformer3DModel,
     vae: torch.nn.Module,
     shift: float,
-) -> DiffusionPipeline:
+) -> P:
     """One of diffusers' four pipelines without text encoders, on the official times, silent."""
     pipeline = kind(
         transformer=transformer,

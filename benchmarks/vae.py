@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo
@@ -34,7 +35,7 @@ def build_upstream(
     config: VideoVAEConfig | ImageVAEConfig,
 ) -> AutoencoderKLHunyuanVideo | AutoencoderKL:
     """diffusers' autoencoder in our dimensions, with weights of its own."""
-    common = {
+    common: dict[str, Any] = {
         "latent_channels": config.latent_channels,
         "block_out_channels": config.block_out_channels,
         "layers_per_block": config.layers_per_block,
