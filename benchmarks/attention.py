@@ -111,9 +111,10 @@ def cases(quick: bool, device: torch.device) -> Iterator[Case]:
     """Lengths at 10 %, then densities at one length, then the rest."""
     lengths = (512,) if quick else (4096, 8192, 16384, 32768, 65536)
     middle = 512 if quick else 8192
+    wide_lengths = (middle,) if quick else (middle, 32768)
     for head_dim in (64, 128):
         for dtype in DTYPES:
-            for tokens in lengths if head_dim == 64 else (middle,):
+            for tokens in lengths if head_dim == 64 else wide_lengths:
                 yield _forward_case(tokens, 0.1, head_dim, dtype, device, judged=True)
             for density in () if head_dim == 128 else (0.5, 0.2, 0.05, 0.02):
                 yield _forward_case(middle, density, head_dim, dtype, device, judged=False)
@@ -134,7 +135,8 @@ def cases(quick: bool, device: torch.device) -> Iterator[Case]:
             "attention",
             f"one other busy process, {middle} tokens, 10 %, head dim 64, fp32",
             partial(disturbed, middle),
-            (Goal("gathered", "sdpa dense", 4.4, 4.0),),
+            # unchanged is the goal: that of the same work on a quiet machine
+            (Goal("gathered", "sdpa dense", GOALS[64, "fp32"][2], 4.0),),
         )
 
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from mmap import PAGESIZE
 from pathlib import Path
 
 import torch
-from diffusers import Kandinsky5Transformer3DModel
+from diffusers import Kandinsky5T2VPipeline, Kandinsky5Transformer3DModel
 
 from kandinsky_core.checkpoint import describe_metadata, load_transformer, save_checkpoint
-from kandinsky_core.config import DiTConfig
+from kandinsky_core.config import DiTConfig, VideoVAEConfig
 from kandinsky_core.generate import GenerateRequest, generate
 from kandinsky_core.nano import nano_path
-from kandinsky_core.pipeline import load_pipeline
+from kandinsky_core.pipeline import Pipeline, identify_model, load_pipeline
+from kandinsky_core.settings import SamplingSettings
+from kandinsky_core.variants import VARIANTS
 
+from . import vae
 from .case import Case, Goal
 from .meter import Run
-from .reference import build_pair, run_upstream
+from .reference import FixedText, build_pair, build_upstream_pipeline, run_upstream
 
 PROMPT = "a red circle moves to the right"
 LOADED = DiTConfig(1024, 4096, 512, 2, 12, (16, 24, 24))
@@ -55,8 +60,44 @@ def nano_clip(device: torch.device) -> dict[str, Run]:
     }
 
 
+def pipelines(
+    settings: SamplingSettings, vae_config: VideoVAEConfig, device: torch.device
+) -> dict[str, Run]:
+    """A clip by both pipelines, from encoded text to frames, in nano's dimensions."""
+    config = VARIANTS["nano"]
+    transformer, their_transformer = build_pair(config, torch.float32, device)
+    our_vae, their_vae = vae.build_pair(vae_config, torch.float32, device)
+    text = FixedText(config.text_dim, config.pooled_dim, device)
+    ours = Pipeline(transformer, text, our_vae, replace(settings, negative_prompt="bad"))
+    theirs = build_upstream_pipeline(
+        Kandinsky5T2VPipeline, their_transformer, their_vae, settings.shift
+    )
+    height, width = settings.default_size
+    return {
+        "diffusers": partial(
+            theirs,
+            height=height,
+            width=width,
+            num_frames=settings.num_frames,
+            num_inference_steps=settings.num_steps,
+            guidance_scale=settings.guidance_scale,
+            output_type="np",
+            **text.upstream_arguments(),
+        ),
+        "ours": lambda: list(generate(ours, GenerateRequest("good")).frames()),
+    }
+
+
+def read_pages(model: torch.nn.Module) -> None:
+    """Read a byte of every page: a mapped file is in memory only once it was looked at."""
+    for parameter in model.parameters():
+        octets = parameter.detach().flatten().view(torch.uint8)
+        octets[::PAGESIZE].sum()
+        octets[-1].item()  # the page on which the last stride did not land
+
+
 def loading(config: DiTConfig, device: torch.device) -> dict[str, Run]:
-    """A transformer from disk to the device in bf16, from the page cache."""
+    """A transformer from disk to the device in bf16, from the page cache, all of it read."""
     folder = tempfile.TemporaryDirectory()  # both candidates hold on to it
     ours, theirs = build_pair(config, torch.bfloat16)
     theirs.save_pretrained(folder.name)
@@ -65,17 +106,20 @@ def loading(config: DiTConfig, device: torch.device) -> dict[str, Run]:
     save_checkpoint(path, ours.state_dict(), describe_metadata(config, task="t2v"))
     del ours, theirs
 
-    def load_theirs() -> object:
+    def load_theirs() -> None:
         model = Kandinsky5Transformer3DModel.from_pretrained(
             folder.name, torch_dtype=torch.bfloat16
         )
-        return model.to(device)
+        read_pages(model.to(device))
 
-    return {"diffusers": load_theirs, "ours": lambda: load_transformer(path, device=device)}
+    def load_ours() -> None:
+        read_pages(load_transformer(path, device=device)[0])
+
+    return {"diffusers": load_theirs, "ours": load_ours}
 
 
 def cases(quick: bool, device: torch.device) -> Iterator[Case]:
-    """A clip, and loading."""
+    """A clip of the bundled model, one by both pipelines, and loading."""
     if not quick:
         yield Case(
             "family",
@@ -84,6 +128,20 @@ def cases(quick: bool, device: torch.device) -> Iterator[Case]:
             (Goal("our network, all steps", "diffusers' network, all steps", 1.25, 1.08),),
             repeats=5,
         )
+    settings, vae_config = identify_model("nano").settings, vae.SMALL
+    assert settings is not None, "identify_model finds transformers only"
+    if quick:
+        settings = replace(settings, num_steps=2, sizes=((32, 32),), num_frames=5)
+        vae_config = replace(vae_config, block_out_channels=vae.TOY_WIDTHS)
+    height, width = settings.default_size
+    yield Case(
+        "family",
+        f"whole pipelines, nano's dimensions, {height} x {width}, {settings.num_frames} frames, "
+        f"{settings.num_steps} steps with guidance, HunyuanVideo's VAE at "
+        f"{'toy' if quick else 'quarter'} width, fp32",
+        partial(pipelines, settings, vae_config, device),
+        repeats=3,
+    )
     config = DiTConfig(64, 128, 32, 1, 2, (8, 12, 12)) if quick else LOADED
     yield Case(
         "family",

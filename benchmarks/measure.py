@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median, quantiles
 
 from .meter import Meter, Run
@@ -58,10 +59,12 @@ def compare(
     for name, run in candidates.items():
         for _ in range(warmups):
             run()
-        peaks[name] = meter.peak_bytes(run)
-        began = meter.now()
-        run()
-        inner[name] = max(1, round(MIN_SECONDS / max(meter.now() - began, 1e-9)))
+        took: list[float] = []
+        watched = partial(_note_seconds, run, meter, took)
+        peaks[name] = meter.peak_bytes(watched)
+        if not took:  # a device without a gauge did not run it
+            watched()
+        inner[name] = max(1, round(MIN_SECONDS / max(took[0], 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     started = meter.now()
     for turn in range(repeats):
@@ -76,6 +79,12 @@ def compare(
         name: Reading(median(values), *_quartiles(values), len(values), peaks[name])
         for name, values in seconds.items()
     }
+
+
+def _note_seconds(run: Run, meter: Meter, took: list[float]) -> None:
+    began = meter.now()
+    run()
+    took.append(meter.now() - began)
 
 
 def _quartiles(values: list[float]) -> tuple[float, float]:

@@ -1,9 +1,17 @@
-"""diffusers' Kandinsky 5 transformer with our weights: peer of benchmarks and parity tests."""
+"""diffusers' Kandinsky 5 with our weights: peer of benchmarks and parity tests."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
-from diffusers import Kandinsky5T2VPipeline, Kandinsky5Transformer3DModel
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    Kandinsky5T2VPipeline,
+    Kandinsky5Transformer3DModel,
+)
 from diffusers.models.transformers import transformer_kandinsky as upstream
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
@@ -12,8 +20,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from kandinsky_core.attention import Nabla
 from kandinsky_core.config import DiTConfig
 from kandinsky_core.models import CrossDiT
+from kandinsky_core.text import TextConditioning
 
 CPU = torch.device("cpu")
+P = TypeVar("P", bound=DiffusionPipeline)
 _dispatch = upstream.dispatch_attention_fn
 
 
@@ -132,3 +142,65 @@ def attend_to_mask(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, **
 def patch_nabla() -> None:
     """Make diffusers' NABLA run as it means it: its own dispatcher refuses or ignores the mask."""
     upstream.dispatch_attention_fn = attend_to_mask
+
+
+class OfficialSchedule(FlowMatchEulerDiscreteScheduler):
+    """diffusers' Euler step on the times of the official sampler."""
+
+    def set_timesteps(self, num_inference_steps: int, **_: object) -> None:
+        """Set the times, warped by the configured shift."""
+        even = torch.arange(num_inference_steps, -1, -1) / num_inference_steps
+        warp = self.config.shift
+        self.sigmas = warp * even / (1 + (warp - 1) * even)
+        self.timesteps = self.sigmas[:-1] * 1000
+        self.num_inference_steps = num_inference_steps
+        self._step_index = self._begin_index = None
+
+
+class FixedText:
+    """A text encoder that knows two prompts, of different lengths: "good" and "bad"."""
+
+    def __init__(self, text_dim: int, pooled_dim: int, device: torch.device = CPU) -> None:
+        generator = torch.Generator().manual_seed(11)
+        self.known = {
+            prompt: TextConditioning(
+                torch.randn(1, length, text_dim, generator=generator).to(device),
+                torch.ones(1, length, dtype=torch.bool, device=device),
+                torch.randn(1, pooled_dim, generator=generator).to(device),
+            )
+            for prompt, length in (("good", 7), ("bad", 4))
+        }
+
+    def encode(self, prompts: Sequence[str], **_: object) -> TextConditioning:
+        """What our pipeline asks for."""
+        return TextConditioning.concat([self.known[prompt] for prompt in prompts])
+
+    def upstream_arguments(self) -> dict[str, Tensor]:
+        """What diffusers' pipelines take in place of "good", with "bad" as the negative prompt."""
+        arguments = {}
+        for prefix, prompt in (("", "good"), ("negative_", "bad")):
+            text = self.known[prompt]
+            arguments[f"{prefix}prompt_embeds_qwen"] = text.tokens
+            arguments[f"{prefix}prompt_embeds_clip"] = text.pooled
+            arguments[f"{prefix}prompt_cu_seqlens"] = torch.tensor([0, text.tokens.shape[1]])
+        return arguments
+
+
+def build_upstream_pipeline(
+    kind: type[P],
+    transformer: Kandinsky5Transformer3DModel,
+    vae: torch.nn.Module,
+    shift: float,
+) -> P:
+    """One of diffusers' four pipelines without text encoders, on the official times, silent."""
+    pipeline = kind(
+        transformer=transformer,
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        scheduler=OfficialSchedule(shift=shift),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

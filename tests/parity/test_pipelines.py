@@ -3,7 +3,7 @@
 diffusers departs from the official code in places. Each is neutralised by name here, and what
 the official code does instead is tested against an independent calculation:
 
-* schedule: `OfficialSchedule` (ours is tested in core/test_flow.py)
+* schedule: `OfficialSchedule` of benchmarks/reference.py (ours is tested in core/test_flow.py)
 * rounding after RoPE: the fixture `keep_fp32_rotation`
 * RoPE scale at small sizes: `_get_scale_factor` replaced (ours comes from core/test_settings.py)
 * image sizes: `resolutions` and `check_inputs`, which know the 1024 class only
@@ -15,16 +15,13 @@ the official code does instead is tested against an independent calculation:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
-    AutoencoderKLHunyuanVideo,
-    FlowMatchEulerDiscreteScheduler,
     Kandinsky5I2IPipeline,
     Kandinsky5I2VPipeline,
     Kandinsky5T2IPipeline,
@@ -36,10 +33,8 @@ from PIL import Image
 from kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.flow import make_noise
 from kandinsky_core.generate import GenerateRequest, generate
-from kandinsky_core.models import ImageVAE, VideoVAE
 from kandinsky_core.pipeline import Pipeline
 from kandinsky_core.settings import SamplingSettings
-from kandinsky_core.text import TextConditioning
 from kandinsky_core.variants import VARIANTS
 
 HEIGHT, WIDTH, FRAMES, SEED = 32, 48, 21, 3
@@ -56,45 +51,10 @@ SETTINGS = SamplingSettings(
 IMAGE_SETTINGS = replace(
     SETTINGS, rope_scale=(1.0, 1.0, 1.0), num_frames=1, frame_choices=(1,), shift=3.0
 )
-
-
-class OfficialSchedule(FlowMatchEulerDiscreteScheduler):
-    """diffusers' Euler step on the times of the official sampler."""
-
-    def set_timesteps(self, num_inference_steps: int, **_: object) -> None:
-        even = torch.arange(num_inference_steps, -1, -1) / num_inference_steps
-        warp = self.config.shift
-        self.sigmas = warp * even / (1 + (warp - 1) * even)
-        self.timesteps = self.sigmas[:-1] * 1000
-        self.num_inference_steps = num_inference_steps
-        self._step_index = self._begin_index = None
-
-
-class FixedText:
-    """A text encoder that knows two prompts, of different lengths."""
-
-    def __init__(self, text_dim: int, pooled_dim: int) -> None:
-        generator = torch.Generator().manual_seed(11)
-        self.known = {
-            prompt: TextConditioning(
-                torch.randn(1, length, text_dim, generator=generator),
-                torch.ones(1, length, dtype=torch.bool),
-                torch.randn(1, pooled_dim, generator=generator),
-            )
-            for prompt, length in (("good", 7), ("bad", 4))
-        }
-
-    def encode(self, prompts: Sequence[str], **_: object) -> TextConditioning:
-        return TextConditioning.concat([self.known[prompt] for prompt in prompts])
-
-    def upstream_arguments(self) -> dict[str, torch.Tensor]:
-        arguments = {}
-        for prefix, prompt in (("", "good"), ("negative_", "bad")):
-            text = self.known[prompt]
-            arguments[f"{prefix}prompt_embeds_qwen"] = text.tokens
-            arguments[f"{prefix}prompt_embeds_clip"] = text.pooled
-            arguments[f"{prefix}prompt_cu_seqlens"] = torch.tensor([0, text.tokens.shape[1]])
-        return arguments
+VIDEO_VAE, IMAGE_VAE = (
+    config((8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4)
+    for config in (VideoVAEConfig, ImageVAEConfig)
+)
 
 
 def randomise(module: torch.nn.Module) -> None:
@@ -102,41 +62,6 @@ def randomise(module: torch.nn.Module) -> None:
     for param in module.parameters():
         if param.ndim > 1:
             torch.nn.init.normal_(param, std=param[0].numel() ** -0.5)
-
-
-def video_vaes() -> tuple[VideoVAE, AutoencoderKLHunyuanVideo]:
-    config = VideoVAEConfig(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4
-    )
-    ours = VideoVAE(config).eval()
-    randomise(ours)
-    theirs = AutoencoderKLHunyuanVideo(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
-    ).eval()
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
-
-
-def image_vaes() -> tuple[ImageVAE, AutoencoderKL]:
-    config = ImageVAEConfig(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4
-    )
-    ours = ImageVAE(config).eval()
-    randomise(ours)
-    theirs = AutoencoderKL(
-        latent_channels=4,
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=4,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    ).eval()
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
 
 
 def normalise_per_frame(source: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -184,14 +109,17 @@ def neutralise(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
 @pytest.mark.usefixtures("keep_fp32_rotation")
 @torch.no_grad()
 def test_final_latents_equal_diffusers(
-    task: str, make_pair: Callable, neutralise: Callable[[type], None]
+    task: str, benchmark: Callable, neutralise: Callable[[type], None]
 ) -> None:
     config = replace(VARIANTS["debug"], visual_cond=task != "t2i")
     video = task.endswith("v")
     settings = SETTINGS if video else IMAGE_SETTINGS
-    transformer, upstream_transformer = make_pair(config)
-    vae, upstream_vae = video_vaes() if video else image_vaes()
-    text = FixedText(config.text_dim, config.pooled_dim)
+    reference = benchmark("reference")
+    transformer, upstream_transformer = reference.build_pair(config)
+    vae, upstream_vae = benchmark("vae").build_pair(VIDEO_VAE if video else IMAGE_VAE)
+    randomise(vae)
+    upstream_vae.load_state_dict(vae.state_dict())
+    text = reference.FixedText(config.text_dim, config.pooled_dim)
 
     image = picture() if task.startswith("i") else None
     pipeline = Pipeline(transformer, text, vae, settings)
@@ -205,16 +133,9 @@ def test_final_latents_equal_diffusers(
         "i2i": Kandinsky5I2IPipeline,
     }[task]
     neutralise(pipeline_class)
-    upstream = pipeline_class(
-        transformer=upstream_transformer,
-        vae=upstream_vae,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        scheduler=OfficialSchedule(shift=settings.shift),
+    upstream = reference.build_upstream_pipeline(
+        pipeline_class, upstream_transformer, upstream_vae, settings.shift
     )
-    upstream.set_progress_bar_config(disable=True)
     if not video:
         upstream.resolutions = [(WIDTH, HEIGHT)]
     arguments = dict(text.upstream_arguments(), height=HEIGHT, width=WIDTH, output_type="latent")
