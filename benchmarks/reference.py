@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import (
@@ -150,7 +150,7 @@ class OfficialSchedule(FlowMatchEulerDiscreteScheduler):
     def set_timesteps(self, num_inference_steps: int, **_: object) -> None:
         """Set the times, warped by the configured shift."""
         even = torch.arange(num_inference_steps, -1, -1) / num_inference_steps
-        warp = self.config.shift
+        warp = self.config["shift"]
         self.sigmas = warp * even / (1 + (warp - 1) * even)
         self.timesteps = self.sigmas[:-1] * 1000
         self.num_inference_steps = num_inference_steps
@@ -193,14 +193,12 @@ def build_upstream_pipeline(
     shift: float,
 ) -> P:
     """One of diffusers' four pipelines without text encoders, on the official times, silent."""
-    pipeline = kind(
-        transformer=transformer,
-        vae=vae,
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        scheduler=OfficialSchedule(shift=shift),
-    )
+    parts: dict[str, Any] = {  # their common base names none of them
+        "transformer": transformer,
+        "vae": vae,
+        "scheduler": OfficialSchedule(shift=shift),
+        **dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")),
+    }
+    pipeline = kind(**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
