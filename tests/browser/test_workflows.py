@@ -78,7 +78,7 @@ def test_creator_opens_a_template_presses_run_and_sees_the_video(page, artifacts
 def test_creator_cancels_a_run_and_the_next_one_works(page, comfy, open_file):
     open_file(TEXT_TO_VIDEO)
     set_steps = """(steps) => {
-        const node = window.app.graph.nodes.find((each) => each.type === 'K5_Sampler');
+        const node = window.app.graph.nodes.find((each) => each.type === 'K5_Settings');
         const widget = node.widgets.find((each) => each.name === 'steps');
         const before = widget.value;
         widget.value = steps;

@@ -26,7 +26,7 @@ def test_a_preset_and_a_list_of_prompts_write_a_file_for_each(comfy, tmp_path):
             "text": "a red circle\na blue square | seed=77 steps=2",
             "file": "(none)",
             "split": "auto",
-            "seed": 5,
+            "seed": 6,
             "seed_step": 1,
             "start": 1,
             "count": 0,
@@ -43,7 +43,7 @@ def test_a_preset_and_a_list_of_prompts_write_a_file_for_each(comfy, tmp_path):
     workflow["9"]["inputs"]["filename_prefix"] = ["11", 2]
     files = comfy.run(workflow).files()
     assert [file.filename for file in files] == [
-        "001_a_red_circle_seed5_00001_.png",
+        "001_a_red_circle_seed6_00001_.png",
         "002_a_blue_square_seed77_00001_.png",
     ]
     for file in files:
