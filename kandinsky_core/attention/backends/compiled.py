@@ -71,7 +71,8 @@ def build(*, verbose: bool = False) -> Path:
         cpp_extension.load(
             "block_sparse",
             [str(SOURCE)],
-            extra_cflags=["-O3", "-std=c++20", *_flags()],
+            extra_cflags=["-O3", "-std=c++20", "-fopenmp", *_flags()],
+            extra_ldflags=["-fopenmp"],
             build_directory=str(build_folder),
             is_python_module=False,
             verbose=verbose,
