@@ -68,7 +68,9 @@ class Job:
     guided: bool = True
     """Whether a negative prompt is run too."""
     dtype: torch.dtype = torch.bfloat16
-    """The transformer's weights are stored in."""
+    """The transformer's weights are stored in; uint8 where a file packs them."""
+    bits_per_weight: float | None = None
+    """What they take on average; None is what `dtype` says."""
     compute: torch.dtype | None = None
     """The large matrices compute in; None is `dtype`, or bf16 for weights of 8 bits."""
     vae_dtype: torch.dtype = torch.bfloat16
@@ -86,6 +88,10 @@ class Job:
     def tokens(self) -> int:
         """Visual tokens of one clip."""
         return math.prod(self.latent_thw) // self.config.patch_volume
+
+    def weight_bytes(self, count: int) -> int:
+        """Of so many of the transformer's weights."""
+        return int(count * (self.bits_per_weight or 8 * self.dtype.itemsize) / 8)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -200,10 +206,9 @@ def plan_job(job: Job, offload: Offload = "components") -> Plan:
         job: What is to be made.
         offload: What is on the device at a time.
     """
-    stored = job.dtype.itemsize
-    weights = count_parameters(job.config) * stored
+    weights = job.weight_bytes(count_parameters(job.config))
     blocks = job.config.num_visual_blocks - 1
-    least = weights - blocks * count_block_parameters(job.config) * stored
+    least = weights - job.weight_bytes(blocks * count_block_parameters(job.config))
     stages = [Stage("text encoding", job.text.weights, job.text.least_weights, job.text.work)]
     if job.task in ("i2v", "i2i"):
         stages.append(_autoencoder(job, "encode"))

@@ -58,6 +58,9 @@ class Request:
     """Share of blocks that NABLA keeps, in [0, 1]."""
     cached: bool = False
     """Whether MagCache is on."""
+    bits_per_weight: float | None = None
+    """Of the transformer's and Qwen's weights where GGUF files pack them; None leaves it to the
+    file."""
 
 
 def make_job(request: Request) -> tuple[Job, SamplingSettings]:
@@ -69,7 +72,7 @@ def make_job(request: Request) -> tuple[Job, SamplingSettings]:
     Raises:
         ValueError: There is no such model, it does not do the task, or the size does not fit.
     """
-    variant, config, root, task, stored = _model(request)
+    variant, config, root, task, stored, bits = _model(request)
     height, width = request.size or root.default_size
     settings = root.for_size(height, width)
     if request.attention is not None:
@@ -82,7 +85,10 @@ def make_job(request: Request) -> tuple[Job, SamplingSettings]:
     geometry = settings.geometry(Geometry.of(config, vae))
     frames = request.num_frames or settings.num_frames
     latent_thw = VideoShape(frames, height, width).latent_grid(geometry)
-    text = text_size(config, task, request.text_dtype, (height, width))
+    text = text_size(
+        config, task, request.text_dtype, (height, width), bits=request.bits_per_weight
+    )
+    bits = request.bits_per_weight or (None if request.dtype else bits)
     guided = settings.guidance_scale != 1.0 if request.guidance is None else request.guidance
     job = Job(
         config,
@@ -92,7 +98,8 @@ def make_job(request: Request) -> tuple[Job, SamplingSettings]:
         latent_thw,
         num_steps=request.num_steps or settings.num_steps,
         guided=guided,
-        dtype=request.dtype or stored,
+        dtype=request.dtype or (stored if bits is None else torch.uint8),
+        bits_per_weight=bits,
         vae_dtype=request.vae_dtype,
         nabla=nabla,
         density=density,
@@ -101,7 +108,9 @@ def make_job(request: Request) -> tuple[Job, SamplingSettings]:
     return job, root
 
 
-def text_size(config: DiTConfig, task: Task, dtype: torch.dtype, size: Size) -> TextSize:
+def text_size(
+    config: DiTConfig, task: Task, dtype: torch.dtype, size: Size, *, bits: float | None = None
+) -> TextSize:
     """The text encoders that a transformer works with.
 
     Args:
@@ -109,9 +118,10 @@ def text_size(config: DiTConfig, task: Task, dtype: torch.dtype, size: Size) -> 
         task: Chooses the template.
         dtype: Of the encoders' weights; nano's are in fp32.
         size: Height and width in pixels of what is made.
+        bits: Of a weight of the large language model where a GGUF file packs it.
     """
     if config.text_dim == QWEN_WIDTH:
-        return large_text_size(task, dtype, size)
+        return large_text_size(task, dtype, size, bits)
     return nano_text_size()
 
 
@@ -133,8 +143,8 @@ def smaller_sizes(job: Job, settings: SamplingSettings) -> tuple[Size, ...]:
 
 def _model(
     request: Request,
-) -> tuple[str, DiTConfig, SamplingSettings, Task, torch.dtype]:
-    """Variant, dimensions, settings, task and dtype of the weights."""
+) -> tuple[str, DiTConfig, SamplingSettings, Task, torch.dtype, float | None]:
+    """Variant, dimensions, settings, task, dtype and bits of the weights."""
     name = str(request.model)
     if name not in VAE_OF:
         if not Path(request.model).exists():
@@ -145,7 +155,7 @@ def _model(
         task = _checked(request.task or info.task or "t2v", info.tasks, name)
         assert isinstance(info.config, DiTConfig), info
         assert info.settings is not None, info
-        return info.variant, info.config, info.settings, task, info.dtype
+        return info.variant, info.config, info.settings, task, info.dtype, info.packed_bits
     tasks = tuple(dict.fromkeys(row.task for row in RELEASES if row.variant == name))
     row = DEFAULT_RELEASES[name]
     task = _checked(request.task or row.task, tasks, name)
@@ -154,7 +164,7 @@ def _model(
         middle = max(RELEASES[row].frame_choices) * 3 // 2
         seconds = 10 if request.num_frames > middle else seconds
     settings, _ = find_settings(Release(name, task, seconds, row.stage))
-    return name, VARIANTS[name], settings, task, torch.bfloat16
+    return name, VARIANTS[name], settings, task, torch.bfloat16, None
 
 
 def _checked(task: Task, tasks: tuple[Task, ...], name: str) -> Task:

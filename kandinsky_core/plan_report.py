@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -87,8 +88,12 @@ FAMILY: tuple[tuple[str, Request], ...] = (
     ("Image editing", Request("image_edit", "i2i", (1024, 1024), 1)),
 )
 """Jobs of the report: name, and what is asked for."""
-PRECISIONS = (("bf16", torch.bfloat16), ("fp8", torch.float8_e4m3fn))
-"""Weights of the transformer and of the text encoders."""
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "bf16": {"dtype": torch.bfloat16, "text_dtype": torch.bfloat16},
+    "fp8": {"dtype": torch.float8_e4m3fn, "text_dtype": torch.float8_e4m3fn},
+    "GGUF Q4_K": {"bits_per_weight": 4.5},
+}
+"""Weights of the transformer and of the text encoders, as requests have them."""
 
 
 def describe(
@@ -226,8 +231,8 @@ def _needs() -> list[str]:
 def _jobs() -> Iterator[tuple[str, str, Job]]:
     """Name, precision and job of each row."""
     for name, request in FAMILY:
-        for precision, dtype in PRECISIONS:
-            job, _ = make_job(replace(request, dtype=dtype, text_dtype=dtype))
+        for precision, weights in PRECISIONS.items():
+            job, _ = make_job(replace(request, **weights))
             yield name, precision, job
 
 
@@ -241,7 +246,7 @@ def _how(plan: Plan, memory: int) -> str:
     if plan.offload == "streamed":
         config = plan.job.config
         stage = next(stage for stage in plan.stages if stage.name == "sampling")
-        block = count_block_parameters(config) * plan.job.dtype.itemsize
+        block = plan.job.weight_bytes(count_block_parameters(config))
         stay = min(config.num_visual_blocks, 1 + max(0, memory - plan.peak(stage)) // block)
         text += f" ({stay} of {config.num_visual_blocks} of the transformer's stay)"
     return f"{text}; {bound.name} bounds it at {_gib(plan.needed)}"
@@ -252,6 +257,8 @@ def _headline(job: Job) -> str:
     attention = "dense attention" if job.nabla is None else f"NABLA at {job.density:.0%} density"
     frames = f", {shape.num_frames} frames" * (shape.num_frames > 1)
     weights, vae = (str(dtype).removeprefix("torch.") for dtype in (job.dtype, job.vae_dtype))
+    if job.bits_per_weight is not None:
+        weights = f"packed in {job.bits_per_weight:.1f} bits"
     also = " with guidance" * job.guided + " and MagCache" * job.cached
     return (
         f"{job.task}: {shape.height}x{shape.width}{frames}"

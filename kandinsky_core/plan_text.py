@@ -37,15 +37,14 @@ class TextSize:
 
 def qwen_parameters() -> int:
     """Parameters of Qwen2.5-VL-7B without its language head, vision tower included."""
-    text, vision = QWEN_7B_CONFIG["text_config"], QWEN_7B_CONFIG["vision_config"]
-    d = text["hidden_size"]
-    language = text["num_hidden_layers"] * _qwen_layer() + text["vocab_size"] * d + d
+    vision = QWEN_7B_CONFIG["vision_config"]
+    d = QWEN_7B_CONFIG["text_config"]["hidden_size"]
     v, g = vision["hidden_size"], vision["intermediate_size"]
     block = 3 * (v * v + v) + v * v + v + 3 * v * g + 2 * g + v + 2 * v
     merged = 4 * v
     patches = 3 * 2 * vision["patch_size"] ** 2 * v
     merger = v + merged * merged + merged + merged * d + d
-    return language + vision["depth"] * block + patches + merger
+    return _language_parameters() + vision["depth"] * block + patches + merger
 
 
 def clip_parameters() -> int:
@@ -56,6 +55,12 @@ def clip_parameters() -> int:
     return embeddings + CLIP_L_CONFIG["num_hidden_layers"] * layer + 2 * d
 
 
+def _language_parameters() -> int:
+    text = QWEN_7B_CONFIG["text_config"]
+    d = text["hidden_size"]
+    return text["num_hidden_layers"] * _qwen_layer() + text["vocab_size"] * d + d
+
+
 def _qwen_layer() -> int:
     text = QWEN_7B_CONFIG["text_config"]
     d, f = text["hidden_size"], text["intermediate_size"]
@@ -64,13 +69,17 @@ def _qwen_layer() -> int:
     return attention + 3 * d * f + 2 * d
 
 
-def large_text_size(task: Task, dtype: torch.dtype, size: tuple[int, int]) -> TextSize:
+def large_text_size(
+    task: Task, dtype: torch.dtype, size: tuple[int, int], bits: float | None = None
+) -> TextSize:
     """Qwen2.5-VL-7B with CLIP ViT-L/14.
 
     Args:
         task: Chooses the template and its cap.
         dtype: Of the weights.
         size: Height and width in pixels of the image that an edit shows to Qwen at half size.
+        bits: Of a weight of Qwen's language model where a GGUF file packs it; CLIP and the vision
+            tower, which is a file of its own, are in `dtype`.
 
     Returns:
         Their size.
@@ -84,13 +93,16 @@ def large_text_size(task: Task, dtype: torch.dtype, size: tuple[int, int]) -> Te
     text = QWEN_7B_CONFIG["text_config"]
     d, f = text["hidden_size"], text["intermediate_size"]
     stored, item = dtype.itemsize, max(2, dtype.itemsize)
+    packed = 8 * stored if bits is None else bits  # bits of a weight
     read = template.crop + prompt
     # three hidden layers, and the stream with its fp32 copies and queries to results
-    work = read * (3 * f + 8 * d) * item + (d * f * item if stored == 1 else 0)
+    work = read * (3 * f + 8 * d) * item + (d * f * item if packed <= 8 else 0)
     embedding = text["vocab_size"] * d
+    language = _language_parameters()
+    others = qwen_parameters() - language + clip_parameters()
     return TextSize(
-        (qwen_parameters() + clip_parameters()) * stored,
-        (embedding + _qwen_layer()) * stored,
+        int(language * packed / 8) + others * stored,
+        int((embedding + _qwen_layer()) * packed / 8),
         work,
         prompt,
     )

@@ -50,9 +50,9 @@ class LoadModel(io.ComfyNode):
                     tooltip=(
                         "Precision the weights are kept in. default chooses by graphics card and "
                         "leaves fp8 files in fp8; the fp8 types halve the memory of bf16 at some "
-                        "loss of quality. GGUF files are unpacked to this type when they are "
-                        "loaded, and then take what it takes: in bf16 4 GB for Video Lite, 12 GB "
-                        "for the image models, 39 GB for Video Pro."
+                        "loss of quality. With default the matrices of a GGUF file stay packed, "
+                        "in 3 to 9 bits a weight, and are unpacked layer by layer while they are "
+                        "used; the other types unpack them once, while the file is loaded."
                     ),
                 ),
             ],
@@ -89,9 +89,9 @@ class LoadTextEncoders(io.ComfyNode):
                     options=host.choices("text_encoders", host.NANO),
                     tooltip=(
                         "Qwen2.5-VL 7B (e.g. qwen_2.5_vl_7b_fp8_scaled.safetensors) for the "
-                        "released models; nano's encoder for nano. A .gguf file is unpacked to "
-                        "bf16 (14 GB) and sees the image of an edit prompt through the mmproj "
-                        "file beside it."
+                        "released models; nano's encoder for nano. A .gguf file stays packed in "
+                        "memory and sees the image of an edit prompt through the mmproj file "
+                        "beside it."
                     ),
                 ),
                 io.Combo.Input(

@@ -98,6 +98,16 @@ class CheckpointInfo:
             return self.stated_tasks
         return tasks_of(self.release, is_known=self.sources.get("task") != "default")
 
+    @property
+    def packed_bits(self) -> float | None:
+        """Bits of a weight, on average, where matrices of a GGUF file stay packed, else None."""
+        entries = [
+            entry for name, entry in self.header.tensors.items() if name.startswith(self.prefix)
+        ]
+        if not any(entry.packing for entry in entries):
+            return None
+        return 8 * sum(entry.bytes_as(self.dtype) for entry in entries) / self.num_parameters
+
     def to_dict(self) -> dict[str, Any]:
         """The same facts as plain values, for JSON."""
         return {

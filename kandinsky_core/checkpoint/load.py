@@ -2,7 +2,8 @@
 
 The network is built on the meta device, and each tensor of the file is put in its place as it
 is read. On the CPU in the file's own dtype the weights are the file itself, memory-mapped; with
-a dtype or a device there is one copy, made tensor by tensor. Scaled fp8 and GGUF are unpacked so.
+a dtype or a device there is one copy, made tensor by tensor. Scaled fp8 is unpacked so, and GGUF
+where a dtype is asked for; without one its matrices stay packed, see `models/packed.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from torch import Tensor, nn
 
 from ..config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from ..errors import CheckpointError
-from ..models import CrossDiT, ImageVAE, TorchOps, VideoVAE
+from ..models import (
+    CrossDiT,
+    ImageVAE,
+    PackedOps,
+    PackedWeight,
+    TorchOps,
+    VideoVAE,
+    packed_names,
+)
 from ..models.vae_keys import to_diffusers_key, to_diffusers_shape
 from ..text import NanoTextEncoder, load_nano_text_encoder
 from ..weights import Component, WeightFiles
@@ -79,16 +88,17 @@ def load_transformer(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    ops: Any = TorchOps,
+    ops: Any = None,
 ) -> tuple[CrossDiT, CheckpointInfo]:
     """Load a transformer for inference.
 
     Args:
         path: A .safetensors or .gguf file, an index of shards, or a folder (Diffusers' too).
-        dtype: Storage dtype of the weights; None keeps the file's (one for
-            all of GGUF and scaled fp8: bf16 unless GGUF is not quantised).
+        dtype: Storage dtype of the weights; None keeps the file's. Of GGUF that leaves matrices
+            packed, and gives the rest of it and scaled fp8 one dtype: bf16 unless GGUF is not
+            quantised.
         device: Where the weights go; "meta" checks names and shapes and reads nothing.
-        ops: Layer factory, see `models/ops.py`.
+        ops: Layer factory, see `models/ops.py`; None takes torch's layers.
 
     Returns:
         The network in evaluation mode without gradients, and what the file is.
@@ -100,7 +110,9 @@ def load_transformer(
     config = checkpoint.info.config
     assert isinstance(config, DiTConfig)
     with checkpoint:
-        network = CrossDiT(config, ops=ops, device="meta")
+        network = CrossDiT(
+            config, ops=ops or (PackedOps if dtype is None else TorchOps), device="meta"
+        )
         return assign_weights(network, checkpoint, dtype=dtype, device=device), checkpoint.info
 
 
@@ -187,8 +199,8 @@ def assign_weights(
     Args:
         network: Built on the meta device; parameters that are elsewhere may be missing.
         checkpoint: Its tensors.
-        dtype: Storage dtype of floating tensors; None keeps the checkpoint's. Of an 8-bit dtype
-            vectors are kept in bf16.
+        dtype: Storage dtype of floating tensors; None keeps the checkpoint's, and matrices packed
+            that the network's layers can unpack. Of an 8-bit dtype vectors are kept in bf16.
         device: Where tensors go.
         convert: Name and shape in the checkpoint -> name and shape in the network.
 
@@ -207,8 +219,17 @@ def assign_weights(
         found[name], sources[name] = found_shape, source
     check_names_and_shapes(checkpoint.info.path, expected, found)
     if torch.device(device).type != "meta":
+        packed: dict[str, str] = {}
+        if dtype is None:
+            kinds = {name: checkpoint.entries[source].packing for name, source in sources.items()}
+            packed = packed_names(network, kinds)
         if dtype is None and checkpoint.is_unpacked:
             dtype = checkpoint.main_dtype  # the network computes in the dtype of its first layer
+        for name, packing in packed.items():
+            blocks = checkpoint.read_packed(sources.pop(name))
+            layer = network.get_submodule(name.removesuffix(".weight"))
+            assert isinstance(layer, PackedWeight)
+            layer.hold(blocks.to(device), packing)
         for name, source in sources.items():
             wanted = dtype
             if dtype is not None and dtype.itemsize == 1 and len(found[name]) < 2:

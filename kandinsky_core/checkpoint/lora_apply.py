@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from ..models import CrossDiT
+from ..models import CrossDiT, PackedWeight
 from ..variants import VARIANTS
 from .lora import Lora, LoraPair
 from .lora_names import spellings
@@ -47,11 +47,17 @@ class LoraMatch:
 
 def layer_shapes(network: nn.Module) -> dict[str, Shape]:
     """Linear layers of a network by name, each with the shape (O, I) of its weight."""
-    return {
+    layers = dict(network.named_modules())
+    shapes = {
         name.removesuffix(".weight"): tuple(weight.shape)
         for name, weight in network.named_parameters()
         if name.endswith(".weight") and weight.ndim == 2
     }
+    for name, (rows, _) in shapes.items():
+        layer = layers[name]
+        if isinstance(layer, PackedWeight):
+            shapes[name] = (rows, layer.columns)
+    return shapes
 
 
 def match_lora(lora: Lora, shapes: Mapping[str, Shape]) -> LoraMatch:
@@ -124,7 +130,8 @@ def fitting_variants(lora: Lora) -> tuple[str, ...]:
 def merge_loras(network: nn.Module, loras: Iterable[tuple[LoraMatch, float]]) -> None:
     """Add LoRAs to the weights of a network, in place.
 
-    All of them are summed with a weight in fp32 and rounded once to its own dtype.
+    All of them are summed with a weight in fp32 and rounded once to its own dtype; a packed weight
+    is packed again, in 8 bits.
 
     Args:
         network: Its layers are those that the LoRAs were matched with.
@@ -142,12 +149,16 @@ def merge_loras(network: nn.Module, loras: Iterable[tuple[LoraMatch, float]]) ->
         layer = network.get_submodule(name)
         weight = layer.weight
         assert isinstance(weight, nn.Parameter), name
-        if not weight.is_floating_point():
+        packed = layer if isinstance(layer, PackedWeight) and layer.packing else None
+        if packed is None and not weight.is_floating_point():
             raise ValueError(
                 f"lora: the weight {name} is stored as {weight.dtype}, to which nothing can be "
                 "added; load the model in bf16, fp16, fp32 or fp8"
             )
-        total = weight.float()
+        total = weight.float() if packed is None else packed.numbers(weight, torch.float32)
         for pair, strength in parts:
             total = total + pair.delta(strength, weight.device)
-        layer.weight = nn.Parameter(total.to(weight.dtype), weight.requires_grad)
+        if packed is not None:
+            packed.repack(total)
+        else:
+            layer.weight = nn.Parameter(total.to(weight.dtype), weight.requires_grad)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def _cast(weight: Tensor | None, like: Tensor) -> Tensor | None:
+def cast_like(weight: Tensor | None, like: Tensor) -> Tensor | None:
+    """A weight that may be missing in the dtype of another tensor."""
     return None if weight is None else weight.to(like.dtype)
 
 
@@ -25,16 +26,16 @@ class TorchOps:
 
     class Linear(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return F.linear(x, self.weight.to(x.dtype), _cast(self.bias, x))
+            return F.linear(x, self.weight.to(x.dtype), cast_like(self.bias, x))
 
     class LayerNorm(nn.LayerNorm):
         def forward(self, x: Tensor) -> Tensor:
-            weight, bias = _cast(self.weight, x), _cast(self.bias, x)
+            weight, bias = cast_like(self.weight, x), cast_like(self.bias, x)
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
     class RMSNorm(nn.RMSNorm):
         def forward(self, x: Tensor) -> Tensor:
-            return F.rms_norm(x, self.normalized_shape, _cast(self.weight, x), self.eps)
+            return F.rms_norm(x, self.normalized_shape, cast_like(self.weight, x), self.eps)
 
 
 Ops = Any

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, import_extra
+from ..models import hold_instead
 from ..weights import Header, TensorEntry, WeightFiles, read_header, read_qwen_header
 from .qwen_clip import QwenClipTextEncoder
 from .writing import CannotWriteError
@@ -103,7 +104,8 @@ def load_qwen_clip(
         clip_path: The same for CLIP.
         qwen_tokenizer: Folder with Qwen's tokenizer files.
         clip_tokenizer: Folder with CLIP's tokenizer files.
-        dtype: Of the weights; None keeps the files' (bf16 where they are in fp8 or GGUF).
+        dtype: Of the weights; None keeps the files' (bf16 where they are in fp8), and matrices of
+            GGUF files packed.
         device: Where to encode; "meta" checks names and shapes and reads nothing.
         offload: Whether each model is on `device` only while it encodes.
         qwen_config: Its dimensions where there is no config.json; None is the 7B model.
@@ -241,14 +243,24 @@ def _load_model(
         _check(label, model_class.__name__, expected, found)
         if on_meta:
             return model
+        packings: dict[str, str] = {}
         if dtype is None:
             dtype = torch.bfloat16 if files.main_dtype.itemsize == 1 else files.main_dtype
-        state = {names[core]: files.read(core, dtype) for core in files}
+            packings = {
+                core: entry.packing for core, entry in files.entries.items() if entry.packing
+            }
+        state = {names[core]: files.read(core, dtype) for core in files if core not in packings}
+        packed = {names[core]: files.read_packed(core) for core in packings}
+    # in the place of packed matrices something of their shape that takes no memory
+    state |= {name: torch.zeros((), dtype=dtype).expand(expected[name]) for name in packed}
     # what is left of a tower without blocks; it is dropped below, and must not be drawn at random
     state |= {name: torch.zeros(shape, dtype=dtype) for name, shape in unseen.items()}
     # From a state dict transformers assigns the tensors instead of copying them and fills in the
     # buffers that no file holds.
     model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    for core, packing in packings.items():
+        name = names[core]
+        hold_instead(model, name.removesuffix(".weight"), packed[name], packing, dtype)
     if unseen:
         model.visual = None
     return model

@@ -50,7 +50,7 @@ from .world import BACKGROUNDS, COLORS, Scene, heldout_captions, measure
 CLIPS = Bucket(128, 17)
 BATCH = 8
 """Clips in one process's share of a batch."""
-PLAIN_SHARE = 0.3
+PLAIN_SHARE = 0.4
 """Share of the batches that show the world as it is."""
 TARGETS = re.compile(
     r".*_transformer_blocks\.\d+\."

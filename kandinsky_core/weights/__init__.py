@@ -6,11 +6,13 @@ from .entry import TensorEntry
 from .gguf_file import ARCHITECTURE, projector
 from .header import Component, Header, read_header, weight_files
 from .mmproj import QwenHeader, mmproj_files, read_qwen_header
+from .packed import PACKINGS, pack_q8_0, unpack
 from .reader import WeightFiles
 from .scaled import main_dtype, precision_name, split_scales
 
 __all__ = [
     "ARCHITECTURE",
+    "PACKINGS",
     "Component",
     "Header",
     "QwenHeader",
@@ -18,10 +20,12 @@ __all__ = [
     "WeightFiles",
     "main_dtype",
     "mmproj_files",
+    "pack_q8_0",
     "precision_name",
     "projector",
     "read_header",
     "read_qwen_header",
     "split_scales",
+    "unpack",
     "weight_files",
 ]

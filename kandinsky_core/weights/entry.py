@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from .packed import PACKINGS
+
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -53,6 +55,21 @@ class TensorEntry(NamedTuple):
     def is_packed(self) -> bool:
         """Whether its elements lie in blocks that share a scale (GGUF's quantised types)."""
         return self.offset is not None and self.dtype not in DTYPES
+
+    @property
+    def packing(self) -> str | None:
+        """The key of `PACKINGS` by which a matrix can be unpacked row by row; None if it cannot."""
+        kinds = {self.dtype, *(part.packing for part in self.parts)}
+        if not self.is_packed or kinds != {self.dtype} or len(self.shape) != 2 or self.axis != 0:
+            return None
+        layout = PACKINGS.get(self.dtype)
+        return self.dtype if layout and self.shape[1] % layout.block == 0 else None
+
+    def bytes_as(self, dtype: torch.dtype) -> int:
+        """What it takes in memory: packed where that is possible, else in a dtype."""
+        if self.packing is None:
+            return self.size * dtype.itemsize
+        return self.shape[0] * PACKINGS[self.packing].packed_columns(self.shape[1])
 
     @classmethod
     def join(cls, parts: Sequence[TensorEntry], axis: int) -> TensorEntry:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import CheckpointError, MissingExtraError, import_extra
 from .entry import DTYPES, TensorEntry
 from .llama_names import rename_qwen, rename_vision
+from .packed import PACKINGS
 
 ARCHITECTURE = "general.architecture"
 """Metadata entry: which model the file says it is."""
@@ -213,10 +214,7 @@ def read_gguf_tensor(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
     gguf = _package(entry.file)
     kind = gguf.GGMLQuantizationType[entry.dtype]
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    # copy-on-write: torch wants memory that it could write to, and nothing writes
-    data = np.memmap(
-        entry.file, np.uint8, "c", entry.offset or 0, (entry.size // block * block_bytes,)
-    )
+    data = _map(entry, entry.size // block * block_bytes)
     if not entry.is_packed:
         return torch.from_numpy(data).view(DTYPES[entry.dtype]).reshape(entry.shape)
     values = torch.empty(entry.size, dtype=dtype)
@@ -239,6 +237,26 @@ def read_gguf_tensor(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
             "installed package gguf cannot unpack: use a file in one of Q2_K to Q8_0."
         ) from error
     return values.reshape(entry.shape)
+
+
+def read_gguf_blocks(entry: TensorEntry) -> Tensor:
+    """Read a packed matrix as it is stored.
+
+    Args:
+        entry: From `read_gguf_header`, with a `packing`.
+
+    Returns:
+        The blocks of all rows (R, bytes of a row), uint8, on the CPU: the mapped file.
+    """
+    assert entry.packing is not None, entry
+    rows, columns = entry.shape
+    row_bytes = PACKINGS[entry.packing].packed_columns(columns)
+    return torch.from_numpy(_map(entry, rows * row_bytes)).view(rows, row_bytes)
+
+
+def _map(entry: TensorEntry, num_bytes: int) -> np.memmap:
+    # copy-on-write: torch wants memory that it could write to, and nothing writes
+    return np.memmap(entry.file, np.uint8, "c", entry.offset or 0, (num_bytes,))
 
 
 def _package(path: Path) -> Any:

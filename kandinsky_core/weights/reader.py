@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .entry import DTYPES, TensorEntry
-from .gguf_file import read_gguf_tensor
+from .gguf_file import read_gguf_blocks, read_gguf_tensor
 from .scaled import SCALE, main_dtype, split_scales
 
 _Files = TypeVar("_Files", bound="WeightFiles")
@@ -101,6 +101,25 @@ class WeightFiles(Mapping[str, Tensor]):
             return tensor.float()
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
+    def read_packed(self, name: str) -> Tensor:
+        """Read a matrix whose entry has a `packing` as it is stored.
+
+        Args:
+            name: One of the mapping.
+
+        Returns:
+            The blocks of all rows (R, bytes of a row), uint8, on the device.
+
+        Raises:
+            CheckpointError: It cannot be read.
+        """
+        entry = self.entries[name]
+        try:
+            parts = [read_gguf_blocks(part) for part in entry.parts or (entry,)]
+        except OSError as error:
+            raise _unreadable(entry, error) from error
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self._device)
+
     def describe(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """What `read` would return, on the meta device: its shape and dtype without its values."""
         entry = self.entries[name]
@@ -127,9 +146,7 @@ class WeightFiles(Mapping[str, Tensor]):
                 self._open[entry.file] = safe_open(entry.file, "pt", device=str(self._device))
             tensor = self._open[entry.file].get_tensor(entry.stored_name)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{entry.file} cannot be read at {entry.stored_name} ({error}): download it again."
-            ) from error
+            raise _unreadable(entry, error) from error
         return tensor.reshape(entry.shape)
 
     def _gguf(self, entry: TensorEntry, dtype: torch.dtype) -> Tensor:
@@ -138,9 +155,7 @@ class WeightFiles(Mapping[str, Tensor]):
         except (OSError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(
-                f"{entry.file} cannot be read at {entry.stored_name} ({error}): download it again."
-            ) from error
+            raise _unreadable(entry, error) from error
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read(name)
@@ -165,3 +180,9 @@ class WeightFiles(Mapping[str, Tensor]):
     def close(self) -> None:
         """Let go of the files; tensors already read stay valid."""
         self._open.clear()
+
+
+def _unreadable(entry: TensorEntry, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{entry.file} cannot be read at {entry.stored_name} ({error}): download it again."
+    )

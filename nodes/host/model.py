@@ -32,6 +32,7 @@ from .caching import around_blocks
 from .chosen import chosen_rope_scale
 from .conditions import visual_conditions
 from .latents import LatentSpace, pixel_size
+from .packed import holds_packed, unpacked_state
 from .patches import around_block, shows_ends
 from .prompt import TEXT_MARK, name_foreign_text
 from .sampling import FlowSampling
@@ -239,6 +240,13 @@ class Kandinsky5(comfy.model_base.BaseModel):
         )
         return condition.impose(denoised)
 
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What native savers write; packed weights as numbers, which every loader reads."""
+        state = super().state_dict_for_saving(*args, **kwargs)
+        for name, weight in unpacked_state(self.diffusion_model, torch.bfloat16).items():
+            state[f"model.diffusion_model.{name}"] = weight
+        return state
+
     def memory_required(
         self,
         input_shape: Any,
@@ -248,7 +256,8 @@ class Kandinsky5(comfy.model_base.BaseModel):
         config, (batch, _, *grid) = self.info.config, input_shape
         tokens, dtype = math.prod(grid) // config.patch_volume, self.get_dtype()
         compute = self.manual_cast_dtype or dtype
-        needed = call_bytes(config, tokens, batch=batch, dtype=compute, stored=dtype)
+        stored = torch.uint8 if holds_packed(self.diffusion_model) else dtype
+        needed = call_bytes(config, tokens, batch=batch, dtype=compute, stored=stored)
         if self.cached_rows:
             needed += cache_bytes(
                 config, tokens, rows=batch, residuals=self.cached_rows, dtype=compute

@@ -1,4 +1,4 @@
-"""Checkpoints to MODEL: the dtype weights are kept in, and ComfyUI's layers for scaled fp8."""
+"""Checkpoints to MODEL: the dtype weights are kept in, and the layers for scaled fp8 and GGUF."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ...kandinsky_core.checkpoint import (
 )
 from .latents import space_of_transformer
 from .model import Kandinsky5, ModelConfig
+from .packed import PackedOperations
 
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
     "default": None,
@@ -52,7 +53,8 @@ def load_model(path: Path, weight_dtype: str = "default") -> ModelPatcher:
         checkpoint, scaled = Checkpoint(info), None
     device = comfy.model_management.get_torch_device()
     dtype = scaled or wanted or _default_dtype(info)
-    if scaled is None and checkpoint.is_unpacked:
+    stays_packed = wanted is None and any(entry.packing for entry in checkpoint.entries.values())
+    if scaled is None and checkpoint.is_unpacked and not stays_packed:
         logging.info("Kandinsky 5: %s (%s) is unpacked to %s.", path.name, info.precision, dtype)
     config = ModelConfig(info, space_of_transformer(info))
     config.set_inference_dtype(
@@ -65,12 +67,15 @@ def load_model(path: Path, weight_dtype: str = "default") -> ModelPatcher:
             fp8_matrix_mult=False, scale_input=False, override_dtype=scaled
         )
         config.scaled_fp8 = scaled  # native ModelSave writes the mark of such files then
+    elif stays_packed:
+        config.custom_operations = PackedOperations
     model = Kandinsky5(config, info, space_of_transformer(info))
     network = model.diffusion_model
     if scaled is not None:
         _set_scales_to_one(network)
     with checkpoint:
-        assign_weights(network, checkpoint, dtype=dtype if scaled is None else None)
+        as_stored = scaled is not None or stays_packed
+        assign_weights(network, checkpoint, dtype=None if as_stored else dtype)
     model.device = comfy.model_management.unet_offload_device()
     return ModelPatcher(model, load_device=device, offload_device=model.device)
 

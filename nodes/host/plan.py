@@ -15,6 +15,7 @@ from ...kandinsky_core.plan_jobs import USUAL_DENSITY, text_size
 from .attention import chosen_attention
 from .caching import has_cache
 from .model import model_info, settings_for
+from .packed import holds_packed
 from .vae import VAE
 
 
@@ -49,7 +50,9 @@ def make_job(
         text = replace(
             text, weights=stored, least_weights=text.least_weights * stored // text.weights
         )
-    dtype = model.model.get_dtype()
+    dtype, bits = model.model.get_dtype(), None
+    if holds_packed(model.model.diffusion_model):
+        dtype, bits = torch.uint8, 8 * model.model_size() / info.num_parameters
     return Job(
         info.config,
         space_vae,
@@ -60,7 +63,8 @@ def make_job(
         num_steps=settings.num_steps,
         guided=guided,
         dtype=dtype,
-        compute=model.model.manual_cast_dtype or dtype,
+        bits_per_weight=bits,
+        compute=model.model.manual_cast_dtype or model.model.get_dtype(),
         vae_dtype=_vae_dtype(model) if vae is None else vae.vae_dtype,
         nabla=nabla,
         density=1.0 if nabla is None else USUAL_DENSITY,

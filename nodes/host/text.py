@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import comfy.model_management
 import comfy.ops
 import comfy.sd
 import torch
@@ -155,9 +156,11 @@ def _load_qwen_clip(qwen: Path, clip: Path) -> comfy.sd.CLIP:
     target = _Target(
         clip=lambda **params: QwenClipModel(weights, **params), tokenizer=QwenClipTokenizer
     )
-    loaded = comfy.sd.CLIP(target, parameters=weights.num_parameters)
-    loaded.cond_stage_model.load_weights(weights)
-    return loaded
+    options: dict[str, Any] = {}
+    if weights.qwen.stays_packed:
+        # layers are made whole before they take packed weights, which costs nothing there
+        options["initial_device"] = comfy.model_management.text_encoder_offload_device()
+    return comfy.sd.CLIP(target, parameters=weights.num_parameters, model_options=options)
 
 
 def is_ours(clip: comfy.sd.CLIP) -> bool:

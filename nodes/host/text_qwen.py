@@ -25,6 +25,7 @@ from ...kandinsky_core.text import (
     fit_for_qwen,
     halve_images,
 )
+from .packed import PackedOperations
 from .prompt import TEXT_MARK, prepare_prompt
 from .qwen_vision import as_picture, picture_order
 from .text_weights import (
@@ -121,7 +122,11 @@ class QwenClipTokenizer:
 
 
 class QwenClipModel(nn.Module):
-    """Both models behind ComfyUI's contract for text models."""
+    """Both models behind ComfyUI's contract for text models.
+
+    Raises:
+        ValueError: A file lacks weights, or they are of another size.
+    """
 
     def __init__(
         self,
@@ -142,6 +147,8 @@ class QwenClipModel(nn.Module):
         taken = parameters_of(factory)
         build = factory(**{key: value for key, value in detected.items() if key in taken})
         qwen_options = {**options, f"{QWEN}_model_config": qwen_config(qwen)}
+        if weights.qwen.stays_packed:
+            qwen_options["custom_operations"] = PackedOperations
         self.qwen = getattr(build(device=device, dtype=dtype, model_options=qwen_options), QWEN)
         clip_options = {
             **options,
@@ -159,13 +166,6 @@ class QwenClipModel(nn.Module):
         self.dtypes = {clip_dtype, detected.get("dtype_llama", dtype)}
         self.qwen_path = weights.qwen_header.path
         self.why_blind = weights.qwen_header.why_blind
-
-    def load_weights(self, weights: QwenClipWeights) -> None:
-        """Fill both models.
-
-        Raises:
-            ValueError: A file lacks weights, or they are of another size.
-        """
         fill(self.qwen.transformer, weights.qwen, () if self.sees else (VISION,))
         fill(self.clip.transformer, weights.clip)
 

@@ -1,7 +1,7 @@
 """Weight files of Qwen2.5-VL and CLIP-L for ComfyUI's text models.
 
-The models are built from what the headers say and filled layer by layer: a GGUF file is unpacked
-while it is read, and the tensors of all layers at once would be a second copy of the model.
+The models are built from what the headers say and filled layer by layer: the tensors of all layers
+at once would be a second copy of the model. Matrices of a GGUF file stay packed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import comfy.text_encoders.qwen_image
 import torch
 from torch import Tensor, nn
 
+from ...kandinsky_core.models import PackedWeight
 from ...kandinsky_core.text import needed_tensors
 from ...kandinsky_core.weights import Header, QwenHeader, WeightFiles, read_header, read_qwen_header
 from .model_load import has_scaled_layers
@@ -43,6 +44,8 @@ class ModelWeights:
     """What reading gives, on the meta device."""
     label: str
     """The files, for messages."""
+    stays_packed: bool
+    """Whether matrices stay in the blocks of a GGUF file."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +98,15 @@ def _open(header: Header, root: str, label: str, *, keep_scales: bool = False) -
         for name, entry in needed_tensors(header).items()
     }
     files = WeightFiles(header.path, tensors, keep_scales=keep_scales)
+    stays_packed = any(entry.packing for entry in tensors.values())
     # the host takes the dtype of a norm for that of the model, and GGUF keeps norms in fp32
     dtype = files.main_dtype if files.is_unpacked else None
     shapes = {name: files.describe(name, dtype) for name in files}
     if files.scaled_dtype is not None:
         shapes[SCALED_MARK] = torch.empty(0, dtype=files.scaled_dtype, device="meta")
-    elif dtype is not None:
+    elif dtype is not None and not stays_packed:
         logging.info("Kandinsky 5: %s is unpacked to %s.", header.path.name, dtype)
-    return ModelWeights(files, dtype, shapes, label)
+    return ModelWeights(files, dtype, shapes, label, stays_packed)
 
 
 def fill(network: nn.Module, weights: ModelWeights, unused: Iterable[str] = ()) -> None:
@@ -138,19 +142,37 @@ def fill(network: nn.Module, weights: ModelWeights, unused: Iterable[str] = ()) 
 
 def _fill_layer(layer: nn.Module, weights: ModelWeights, names: dict[str, str]) -> list[str]:
     """Give one layer its weights, by their names in it and in the files; returns what it lacks."""
+    held = _hold_packed(layer, weights, names.get("weight"))
+    read = {leaf: name for leaf, name in names.items() if leaf not in held}
     for leaf, parameter in layer.named_parameters(recurse=False):
         # the host makes all of a model or scaled layer in fp8, norms and biases too
-        dtype = weights.shapes[names[leaf]].dtype if leaf in names else parameter.dtype
+        dtype = weights.shapes[read[leaf]].dtype if leaf in read else parameter.dtype
         if parameter.itemsize == 1 < dtype.itemsize:
             parameter.data = parameter.data.to(dtype)
-    state = {leaf: weights.files.read(name, weights.dtype) for leaf, name in names.items()}
+    state = {leaf: weights.files.read(name, weights.dtype) for leaf, name in read.items()}
     try:
-        return list(layer.load_state_dict(state, strict=False).missing_keys)
+        missing = layer.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:
-        raise ValueError(
-            f"{weights.label} has weights of other shapes than Qwen2.5-VL 7B and CLIP-L; use the "
-            "files that the help page of this node names."
-        ) from error
+        raise ValueError(_other_shapes(weights)) from error
+    return [leaf for leaf in missing if leaf not in held]
+
+
+def _hold_packed(layer: nn.Module, weights: ModelWeights, name: str | None) -> tuple[str, ...]:
+    """Give a layer its weight as it is packed in a GGUF file; returns what it now has."""
+    packing = weights.files.entries[name].packing if name is not None else None
+    if name is None or packing is None or not isinstance(layer, PackedWeight):
+        return ()
+    if weights.shapes[name].shape != layer.weight.shape:
+        raise ValueError(_other_shapes(weights))
+    layer.hold(weights.files.read_packed(name).to(layer.weight.device), packing)
+    return ("weight",)
+
+
+def _other_shapes(weights: ModelWeights) -> str:
+    return (
+        f"{weights.label} has weights of other shapes than Qwen2.5-VL 7B and CLIP-L; use the "
+        "files that the help page of this node names."
+    )
 
 
 def parameters_of(function: Callable[..., Any]) -> set[str]:

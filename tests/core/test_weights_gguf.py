@@ -10,11 +10,28 @@ import numpy as np
 import pytest
 import torch
 
-from kandinsky_core.checkpoint import describe_metadata, identify, load_transformer
+from kandinsky_core.checkpoint import (
+    LoraPair,
+    describe_metadata,
+    identify,
+    layer_shapes,
+    load_transformer,
+    match_lora,
+    merge_loras,
+    read_lora,
+    save_lora,
+)
 from kandinsky_core.errors import CheckpointError, MissingExtraError
 from kandinsky_core.models import CrossDiT
 from kandinsky_core.variants import VARIANTS
-from kandinsky_core.weights import WeightFiles, gguf_file, read_header
+from kandinsky_core.weights import (
+    PACKINGS,
+    WeightFiles,
+    gguf_file,
+    pack_q8_0,
+    read_header,
+    unpack,
+)
 
 gguf = pytest.importorskip("gguf")
 
@@ -57,8 +74,77 @@ def test_transformer(tmp_path, weights, write_gguf, kind, error):
     default = load_transformer(path)[0].state_dict()
     own = {"F32": torch.float32, "F16": torch.float16}.get(kind, torch.bfloat16)
     # narrow layers and vectors are F32 in the file: one dtype, which is computed in
-    assert {tensor.dtype for tensor in default.values()} == {own} == {info.dtype}
+    kept = {tensor.dtype for tensor in default.values()} - {torch.uint8}
+    assert kept == {own} == {info.dtype}
+    assert (default[MATRIX].dtype == torch.uint8) == (kind not in ("F32", "F16", "BF16"))
     assert load_transformer(path, device="meta")[0].state_dict().keys() == weights.keys()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+@pytest.mark.parametrize("kind", PACKINGS)
+def test_torch_unpacks_as_the_package_does(kind):
+    layout = PACKINGS[kind]
+    type_ = gguf.GGMLQuantizationType[kind]
+    assert (layout.block, layout.block_bytes) == gguf.GGML_QUANT_SIZES[type_]
+    rows = np.random.default_rng(3).integers(0, 256, (37, 5 * layout.block_bytes), np.uint8)
+    expected = gguf.quants.dequantize(rows, type_)
+    found = unpack(torch.from_numpy(rows), kind, torch.float32)
+    np.testing.assert_array_equal(found.numpy(), expected)  # not-a-numbers too
+    assert layout.packed_columns(found.shape[1]) == rows.shape[1]
+
+
+def test_torch_packs_as_the_package_does():
+    weight = torch.randn(5, 96, generator=torch.Generator().manual_seed(0))
+    weight[2, :32] = 0
+    expected = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q8_0)
+    np.testing.assert_array_equal(pack_q8_0(weight).numpy(), expected)
+
+
+def velocity(network, dtype):
+    generator = torch.Generator().manual_seed(1)
+    config = network.config
+    x = torch.randn(1, config.input_channels, 2, 4, 4, generator=generator).to(dtype)
+    text = torch.randn(1, 5, config.text_dim, generator=generator)
+    pooled = torch.randn(1, config.pooled_dim, generator=generator)
+    with torch.inference_mode():
+        return network(x, torch.tensor([0.4]), text, pooled).float()
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_a_packed_network_computes_what_the_unpacked_one_does(tmp_path, weights, write_gguf, kind):
+    path = write_gguf(tmp_path / f"tiny-{kind}.gguf", weights, kind)
+    packed, info = load_transformer(path)
+    stored = sum(tensor.nbytes for tensor in packed.state_dict().values())
+    assert 8 * stored / info.num_parameters == pytest.approx(info.packed_bits)
+    exact = velocity(load_transformer(path, dtype=torch.float32)[0], torch.float32)
+    rounded = velocity(load_transformer(path, dtype=torch.bfloat16)[0], torch.bfloat16)
+    assert (velocity(packed, torch.float32) - exact).norm() < 2e-3 * exact.norm()  # vectors in bf16
+    assert (velocity(packed, torch.bfloat16) - rounded).norm() < 1e-2 * rounded.norm()
+
+
+def test_a_lora_on_packed_weights(tmp_path, weights, write_gguf):
+    path = write_gguf(tmp_path / "tiny-Q4_0.gguf", weights, "Q4_0")
+    name = MATRIX.removesuffix(".weight")
+    out_features, in_features = weights[MATRIX].shape
+    generator = torch.Generator().manual_seed(2)
+    down = torch.randn(2, in_features, generator=generator) * 0.1
+    up = torch.randn(out_features, 2, generator=generator) * 0.1
+    save_lora(tmp_path / "lora.safetensors", {name: LoraPair(down, up, 1.0)}, "peft")
+    packed, exact = load_transformer(path)[0], load_transformer(path, dtype=torch.float32)[0]
+    assert layer_shapes(packed) == layer_shapes(exact)
+    match = match_lora(read_lora(tmp_path / "lora.safetensors"), layer_shapes(packed))
+    before = dict(packed.state_dict())
+    for network in (packed, exact):
+        merge_loras(network, [(match, 0.5)])
+    layer = packed.get_submodule(name)
+    found = layer.numbers(layer.weight, torch.float32)
+    expected = exact.state_dict()[MATRIX]
+    # half a step of eight bits in every block of 32, whose scale is rounded to fp16
+    limit = expected.view(-1, 32).abs().amax(1, keepdim=True) / 127 * 0.57
+    assert ((found - expected).view(-1, 32).abs() <= limit).all()
+    after = packed.state_dict()
+    changed = [n for n in before if before[n].shape != after[n].shape]
+    assert changed == [MATRIX]
 
 
 def read(path, name="w", dtype=torch.float32):
@@ -132,6 +218,7 @@ def test_rows_that_do_not_divide_keep_their_shape_beside(tmp_path):
     found = read(path)
     assert found.shape == weight.shape
     assert (found - weight).norm() < 0.008 * weight.norm()
+    assert read_header(path).tensors["w"].packing is None  # a block crosses rows
 
 
 def test_qwens_names_are_those_of_the_package(tmp_path, write_gguf):

@@ -64,9 +64,7 @@ def test_gguf_files_are_listed_from_every_folder(host, gguf_file, write_gguf, we
     assert locate("diffusion_models", "deep/other.gguf", "model_name") == other / "other.gguf"
 
 
-@pytest.mark.parametrize(
-    ("weight_dtype", "dtype"), [("fp32", torch.float32), ("fp8_e4m3fn", FP8), ("default", None)]
-)
+@pytest.mark.parametrize(("weight_dtype", "dtype"), [("fp32", torch.float32), ("fp8_e4m3fn", FP8)])
 def test_gguf_is_unpacked_to_the_chosen_dtype(
     load_model, folder, gguf_file, sample, caplog, weight_dtype, dtype
 ):
@@ -76,13 +74,67 @@ def test_gguf_is_unpacked_to_the_chosen_dtype(
     assert len(lines) == 1
     assert f"{gguf_file} (GGUF Q8_0)" in lines[0]
     expected = load_transformer(folder / gguf_file, dtype=torch.float32)[0].state_dict()
-    dtype = dtype or model.model.get_dtype()
-    assert dtype.itemsize <= 4
     for name, weight in model.model.diffusion_model.state_dict().items():
         stored = torch.bfloat16 if dtype == FP8 and weight.ndim < 2 else dtype
         assert torch.equal(weight.float(), expected[name].to(stored).float()), name
         assert weight.dtype == stored
     assert sample(model, steps=1).isfinite().all()
+
+
+def test_gguf_stays_packed(load_model, folder, gguf_file, sample, caplog, partially):
+    with caplog.at_level(logging.INFO):
+        model, exact = load_model(gguf_file), load_model(gguf_file, "fp32")
+    assert caplog.text.count("is unpacked to") == 1  # the second
+    layer = model.model.diffusion_model.get_submodule(MATRIX.removesuffix(".weight"))
+    assert (layer.weight.dtype, layer.packing) == (torch.uint8, "Q8_0")
+    assert model.model_size() < 0.4 * exact.model_size()
+    expected = load_transformer(folder / gguf_file, dtype=torch.float32)[0].state_dict()[MATRIX]
+    assert torch.equal(layer.numbers(layer.weight, torch.float32), expected)
+    wanted, found = sample(exact, steps=2), sample(model, steps=2)
+    assert (found - wanted).norm() < 2e-3 * wanted.norm()  # vectors are kept in bf16
+    partially()
+    assert torch.equal(sample(model, steps=2), found)
+    partially.check(model)
+
+
+def test_lora_on_gguf(load_model, gguf_file, sample, with_lora, partially):
+    model, exact = load_model(gguf_file), load_model(gguf_file, "fp32")
+    patched, expected = with_lora(model), with_lora(exact)
+    plain = sample(model, steps=1)
+    change = sample(expected, steps=1) - sample(exact, steps=1)
+    found = sample(patched, steps=1)
+    # the patched weight is packed again, in eight bits
+    assert (found - plain - change).norm() < 0.02 * change.norm()
+    assert torch.equal(sample(model, steps=1), plain)
+    partially()
+    part = sample(patched, steps=1)
+    partially.check(patched, patches=True)
+    assert (part - found).norm() < 1e-5 * found.norm()
+
+
+def test_a_packed_model_is_merged_and_saved_as_numbers(
+    host, load_model, gguf_file, tiny_file, sample
+):
+    merging = host.extra("nodes_model_merging")
+    packed, exact, other = (
+        load_model(gguf_file),
+        load_model(gguf_file, "fp32"),
+        load_model(tiny_file),
+    )
+    merge = merging.ModelMergeSimple().merge
+    for first, second in (("packed", "other"), ("other", "packed")):
+        models = {"packed": packed, "other": other}
+        found = sample(merge(models[first], models[second], 0.3)[0], steps=1)
+        models["packed"] = exact
+        wanted = sample(merge(models[first], models[second], 0.3)[0], steps=1)
+        assert (found - wanted).norm() < 0.02 * wanted.norm()
+    merging.ModelSave().save(packed, "packed")
+    (saved,) = sorted((host.base / "output").glob("packed_*.safetensors"))[-1:]
+    state = load_file(saved)
+    name = f"model.diffusion_model.{MATRIX}"
+    layer = packed.model.diffusion_model.get_submodule(MATRIX.removesuffix(".weight"))
+    assert torch.equal(state[name], layer.numbers(layer.weight, torch.bfloat16))
+    assert torch.uint8 not in {tensor.dtype for tensor in state.values()}
 
 
 def test_plain_fp8_stays(load_model, folder, weights, sample):

@@ -393,7 +393,13 @@ def test_gguf_gives_the_same(gguf_reference, load, write_language_model, tmp_pat
     with pytest.raises(CannotWriteError, match=r"looks at the image \(qwen\.gguf is the language"):
         blind.write("a", torch.zeros(1, 3, 56, 56, dtype=torch.uint8), torch.argmax, 1)
     main = {"F32": torch.float32, "F16": torch.float16, "Q8_0": torch.bfloat16}[kind]
-    assert {p.dtype for p in load(path, qwen_config=GGUF_TINY).qwen.parameters()} == {main}
+    kept = load(path, qwen_config=GGUF_TINY)
+    packed = {torch.uint8} if kind == "Q8_0" else set()
+    assert {p.dtype for p in kept.qwen.parameters()} == {main, *packed}
+    unpacked = load(path, qwen_config=GGUF_TINY, dtype=main)
+    assert {p.dtype for p in unpacked.qwen.parameters()} == {main}
+    own, theirs = kept.encode(PROMPTS).tokens, unpacked.encode(PROMPTS).tokens
+    assert (own - theirs).norm() < 1e-3 * theirs.norm()
     assert {p.device.type for p in load(path, device="meta", **options).parameters()} == {"meta"}
 
 
@@ -419,7 +425,13 @@ def test_an_edit_through_an_mmproj_file_is_encoded_as_through_the_whole(
     other = seeing.encode(["make it blue"], **given).tokens
     assert (other - found.tokens).norm() > 0.1 * other.norm()
     main = {"F32": torch.float32, "F16": torch.float16, "Q8_0": torch.bfloat16}[kind]
-    assert {p.dtype for p in load(path, qwen_config=GGUF_TINY).qwen.parameters()} == {main}
+    kept = load(path, qwen_config=GGUF_TINY)
+    packed = {torch.uint8} if kind == "Q8_0" else set()
+    assert {p.dtype for p in kept.qwen.parameters()} == {main, *packed}
+    unpacked = load(path, qwen_config=GGUF_TINY, dtype=main)
+    assert {p.dtype for p in unpacked.qwen.parameters()} == {main}
+    own, theirs = kept.encode(PROMPTS).tokens, unpacked.encode(PROMPTS).tokens
+    assert (own - theirs).norm() < 1e-3 * theirs.norm()
 
 
 def test_an_mmproj_file_of_other_sizes_is_named(
