@@ -3,7 +3,8 @@
 A frame's convolution needs that frame and the two before it, so without gradients a large layer
 runs in pieces of a few frames: normalised, padded and enlarged copies of a whole clip never exist,
 and a layer's peak is its input plus its output. Group norm looks at the whole clip; its statistics
-are gathered first.
+are gathered first. In bf16 on a CPU channels lie innermost, as oneDNN's convolutions compute: they
+would reorder every input otherwise.
 
 Letters: B batch, C channels, T H W grid of the layer at hand.
 """
@@ -22,6 +23,13 @@ PIECE_ELEMENTS = 2**24
 """Layers with a larger input run in pieces of about this many elements (64 MiB in fp32)."""
 
 FactorTHW = tuple[int, int, int]
+
+
+def arrange(x: Tensor) -> Tensor:
+    """Bring a clip (B, C, T, H, W) into the order in memory that convolutions work in."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        return x.contiguous(memory_format=torch.channels_last_3d)
+    return x
 
 
 class CausalConv3d(nn.Module):
@@ -90,7 +98,7 @@ class CausalConv3d(nn.Module):
             piece: Tensor = self.conv(self._pad(source, max(-first, 0)))
             if out is None:
                 batch, channels, _, *size = piece.shape
-                out = piece.new_empty(batch, channels, num_out, *size)
+                out = arrange(piece.new_empty(batch, channels, num_out, *size))
             out[:, :, start:stop].copy_(piece)
             del source, piece  # before the next piece is made
         assert out is not None, num_frames
@@ -127,9 +135,8 @@ class CausalUpsample(nn.Module):
 
         def frames(start: int, stop: int) -> Tensor:
             source = (torch.arange(start, stop, device=x.device) + time - 1) // time
-            return repeat(
-                x.index_select(2, source), "b c t h w -> b c t (h p) (w q)", p=height, q=width
-            )
+            chosen = arrange(x.index_select(2, source))
+            return F.interpolate(chosen, scale_factor=(1, height, width), mode="nearest")
 
         frame_elements = x[:, :, 0].numel() * height * width
         if self.conv.runs_in_pieces(x, frame_elements * num_frames):
@@ -143,17 +150,13 @@ def _identity(x: Tensor) -> Tensor:
 
 def _normalizer(x: Tensor, norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
     """Gather group statistics over a clip; return SiLU(norm(.)) for some of its frames."""
-    moments = [
-        torch.var_mean(
-            rearrange(frame.float(), "b (g c) h w -> b g (c h w)", g=norm.num_groups),
-            dim=-1,
-            correction=0,
-        )
-        for frame in x.unbind(2)
-    ]
-    var_t, mean_t = (torch.stack(values, dim=-1) for values in zip(*moments, strict=True))
+    moments = [_moments(frame) for frame in x.unbind(2)]
+    var_t, mean_t = (
+        rearrange(torch.stack(values), "t b (g c) -> b g (t c)", g=norm.num_groups)
+        for values in zip(*moments, strict=True)
+    )
     mean = mean_t.mean(-1)  # (B, groups)
-    # frames are equally large: variance = mean of the variances + variance of the means
+    # parts are equally large: variance = mean of the variances + variance of the means
     var = var_t.mean(-1) + mean_t.var(-1, correction=0)
 
     group_size = x.shape[1] // norm.num_groups
@@ -171,6 +174,15 @@ def _normalizer(x: Tensor, norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
         return F.silu(torch.addcmul(offset, frames.float(), scale).to(x.dtype), inplace=True)
 
     return normalize
+
+
+def _moments(frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance and mean, fp32 (B, C), of the channels of a frame (B, C, H, W).
+
+    Not `torch.var_mean`, which takes five times as long where channels lie innermost.
+    """
+    mean = frame.mean(dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    return (frame - mean).square_().mean(dim=(-2, -1)), mean.flatten(1)
 
 
 class CausalKit:

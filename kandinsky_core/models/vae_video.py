@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..config import VideoVAEConfig
 from .vae_base import Autoencoder
-from .vae_causal import CausalKit
+from .vae_causal import CausalKit, arrange
 
 
 class VideoVAE(Autoencoder):
@@ -51,9 +51,9 @@ class VideoVAE(Autoencoder):
     def encode_tile(self, pixels: Tensor) -> Tensor:
         p = self.config.patch_size
         x = rearrange(pixels, "b c f (h p) (w q) -> b (c p q) f h w", p=p, q=p)
-        return self.quant_conv(self.encoder(x))  # (B, 2C, T, h, w)
+        return self.quant_conv(self.encoder(arrange(x)))  # (B, 2C, T, h, w)
 
     def decode_tile(self, latents: Tensor) -> Tensor:
         p = self.config.patch_size
-        x = self.decoder(self.post_quant_conv(latents))
+        x = self.decoder(self.post_quant_conv(arrange(latents)))
         return rearrange(x, "b (c p q) f h w -> b c f (h p) (w q)", p=p, q=p)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
-from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE
+from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, vae_causal
 from kandinsky_core.models.vae_keys import to_original_key
 from kandinsky_core.variants import VAES
 
@@ -165,12 +165,25 @@ def test_bf16_is_close_to_fp32():
     assert decode_error < 2e-2
 
 
-def test_bf16_equals_the_reference_in_bf16():
-    """Forty random layers lose 3e-2 in bf16, in diffusers' hands and in ours alike."""
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_bf16_is_as_near_to_fp32_as_the_reference_in_bf16(monkeypatch, in_pieces):
+    """Forty random layers lose 3e-2 in bf16, in diffusers' hands and in ours alike.
+
+    Differs: channels lie innermost on a CPU, which adds up in another order (3e-2 between the two).
+    """
+    if in_pieces:
+        monkeypatch.setattr(vae_causal, "PIECE_ELEMENTS", 500)
     vae, reference = video_pair()
-    latents = torch.randn(1, 4, 2, 4, 4).bfloat16()
-    expected = reference.bfloat16().decode(latents).sample
-    assert_close(vae.bfloat16().decode(latents).float(), expected.float(), atol=1e-3)
+    latents = torch.randn(1, 4, 2, 6, 6).bfloat16()
+    pixels = torch.rand(1, 3, 5, 24, 24).bfloat16()
+    exact = vae.decode(latents.float()), vae.encode(pixels.float())
+    vae, reference = vae.bfloat16(), reference.bfloat16()
+    ours = vae.decode(latents), vae.encode(pixels)
+    theirs = reference.decode(latents).sample, reference.encode(pixels).latent_dist.mean
+    for wanted, found, other in zip(exact, ours, theirs, strict=True):
+        error, allowed = ((each.float() - wanted).norm() for each in (found, other))
+        assert error < 1.1 * allowed
+        assert error < 5e-2 * wanted.norm()
 
 
 def test_original_image_names_are_those_that_diffusers_converts():
