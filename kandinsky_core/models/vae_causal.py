@@ -26,9 +26,11 @@ FactorTHW = tuple[int, int, int]
 
 
 def arrange(x: Tensor) -> Tensor:
-    """Bring a clip (B, C, T, H, W) into the order in memory that convolutions work in."""
+    """Bring (B, C, T, H, W) or (B, C, H, W) into the order in memory that convolutions work in."""
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
-        return x.contiguous(memory_format=torch.channels_last_3d)
+        is_clip = x.ndim == len("bcthw")
+        innermost = torch.channels_last_3d if is_clip else torch.channels_last
+        return x.contiguous(memory_format=innermost)
     return x
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..config import ImageVAEConfig
 from .vae_base import Autoencoder
-from .vae_causal import FactorTHW
+from .vae_causal import FactorTHW, arrange
 
 
 class ImageDownsample(nn.Module):
@@ -87,10 +87,10 @@ class ImageVAE(Autoencoder):
         super().__init__(config, ImageKit(ops, {"dtype": dtype, "device": device}))
 
     def encode_tile(self, pixels: Tensor) -> Tensor:
-        return self.encoder(_one_frame(pixels, "pixels")).unsqueeze(2)  # (B, 2C, 1, h, w)
+        return self.encoder(arrange(_one_frame(pixels, "pixels"))).unsqueeze(2)  # (B, 2C, 1, h, w)
 
     def decode_tile(self, latents: Tensor) -> Tensor:
-        return self.decoder(_one_frame(latents, "latents")).unsqueeze(2)  # (B, 3, 1, H, W)
+        return self.decoder(arrange(_one_frame(latents, "latents"))).unsqueeze(2)  # (B, 3, 1, H, W)
 
 
 def _one_frame(x: Tensor, name: str) -> Tensor:

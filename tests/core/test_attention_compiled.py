@@ -75,13 +75,17 @@ def random_case(seed, batch, heads, blocks, block, head_dim, density, dtype=torc
     head_dim=st.sampled_from([64, 80, 128]),
     density=st.floats(0.02, 1.0),
     dtype=st.sampled_from(list(TOLERANCE)),
+    peak=st.sampled_from([1, 4]),
 )
-def test_kernel_equals_reference(seed, batch, heads, blocks, block, head_dim, density, dtype):
+def test_kernel_equals_reference(seed, batch, heads, blocks, block, head_dim, density, dtype, peak):
     q, k, v, block_map = random_case(seed, batch, heads, blocks, block, head_dim, density, dtype)
+    q = q * peak  # peaked weights: maxima are exceeded by more and by less than the kernel's slack
     expected = attend_reference(q.float(), k.float(), v.float(), block_map=block_map)
     actual = attend_compiled(q, k, v, block_map=block_map)
     assert actual.dtype == dtype
-    assert (actual.float() - expected).abs().max() < TOLERANCE[dtype]
+    # where one weight outdoes the rest, results are as large as values
+    scale = max(1.0, float(expected.abs().max()) / 2)
+    assert (actual.float() - expected).abs().max() < TOLERANCE[dtype] * scale
     assert not actual[0, 0, blocks // 2 * block : (blocks // 2 + 1) * block].any()
 
 

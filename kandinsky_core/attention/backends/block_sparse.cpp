@@ -33,6 +33,7 @@ using Vec = at::vec::Vectorized<float>;
 using Int = at::vec::Vectorized<int32_t>;
 
 constexpr int64_t kPacked = 64;  // most columns of an operand that brgemm takes packed
+constexpr float kSlack = 8.f;
 
 // What one thread keeps between blocks of queries; all of it fits the nearer caches.
 template <typename T>
@@ -98,7 +99,7 @@ void multiply(const float* a, int64_t row_step, int64_t depth_step, const float*
     product<8, 1, add>(a, row_step, depth_step, b, c, rows, width, depth);
 }
 
-// exp(x) for x <= 0: 2^n times a polynomial (of least relative error) of what is left of x / ln 2.
+// exp(x) for x < 88: 2^n times a polynomial (of least relative error) of what is left of x / ln 2.
 // To 1e-7 of the result, and to 1e-4 where it is rounded to bf16 afterwards.
 template <typename T>
 inline Vec exponential(const Vec& x) {
@@ -120,7 +121,8 @@ inline Vec exponential(const Vec& x) {
 }
 
 // Takes in the maxima of new scores: what the sums and the result so far are multiplied by goes to
-// `factors`. Returns whether any of that is not 1.
+// `factors`. Returns whether any of that is not 1. A maximum that is exceeded by less than kSlack
+// stays, because weights up to exp(kSlack) are as exact: so the result is seldom multiplied.
 template <typename T>
 bool raise_maxima(Workspace<T>& work, int64_t m, float scale) {
   bool changed = false;
@@ -131,8 +133,9 @@ bool raise_maxima(Workspace<T>& work, int64_t m, float scale) {
       best = at::vec::maximum(best, Vec::loadu(column + i * m));
       other = at::vec::maximum(other, Vec::loadu(column + (i + 1) * m));
     }
+    best = at::vec::maximum(best, other) * Vec(scale);
     const Vec before = Vec::loadu(work.maxima.data() + j);
-    const Vec after = at::vec::maximum(before, at::vec::maximum(best, other) * Vec(scale));
+    const Vec after = Vec::blendv(before, best, best > before + Vec(kSlack));
     const Vec factor = exponential<float>(before - after);
     after.store(work.maxima.data() + j);
     factor.store(work.factors.data() + j);
@@ -231,7 +234,7 @@ void attend_row(Workspace<T>& work, const T* q, const T* keys, const T* values, 
         brgemm(m, width, k, k, width, m, false, key, queries + j * k, scores + j, true);
       }
     }
-    if (raise_maxima(work, m, scale)) fade(work, m, k);
+    if (raise_maxima(work, m, scale) && block > 0) fade(work, m, k);
     exponentiate(work, m, scale);
     if constexpr (std::is_same_v<T, float>) {
       multiply<true>(scores, 1, m, value, out, m, k, m);
