@@ -40,6 +40,11 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     weights = command.add_argument_group("weights")
     weights.add_argument("--dtype", choices=DTYPES, help="of the transformer")
+    weights.add_argument(
+        "--bits",
+        type=float,
+        help="of a weight of transformer and Qwen where GGUF files pack them, e.g. 4.5 for Q4_K",
+    )
     weights.add_argument("--text-dtype", choices=DTYPES, default="bf16", help="default: bf16")
     weights.add_argument(
         "--vae-dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: bf16"
@@ -101,6 +106,7 @@ def run_plan(args: argparse.Namespace) -> None:
             args.attention,
             args.density,
             args.magcache,
+            args.bits,
         )
     )
     sys.stdout.write(describe(job, memory, smaller_sizes(job, settings), main) + "\n")

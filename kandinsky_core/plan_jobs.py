@@ -98,7 +98,7 @@ def make_job(request: Request) -> tuple[Job, SamplingSettings]:
         latent_thw,
         num_steps=request.num_steps or settings.num_steps,
         guided=guided,
-        dtype=request.dtype or (stored if bits is None else torch.uint8),
+        dtype=(request.dtype or stored) if bits is None else torch.uint8,
         bits_per_weight=bits,
         vae_dtype=request.vae_dtype,
         nabla=nabla,

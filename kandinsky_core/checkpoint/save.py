@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,6 +28,7 @@ def save_checkpoint(
         metadata: Strings kept in the header; see `describe_metadata`.
 
     Raises:
+        ValueError: A weight is packed.
         OutputError: The folder does not exist, is not writable, or has no room.
     """
     path = Path(path)
@@ -34,6 +36,11 @@ def save_checkpoint(
     seen: set[int] = set()
     tensors: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
+        if tensor.dtype == torch.uint8 and tensor.ndim == 2:
+            raise ValueError(
+                f"{name} is packed as in the GGUF file it comes from, and {path} cannot hold that: "
+                "load that file in a dtype, such as bf16, to save it."
+            )
         tensor = tensor.detach().contiguous()
         whole = tensor.untyped_storage().nbytes() == tensor.nbytes
         if tensor.untyped_storage().data_ptr() in seen or not whole:

@@ -25,13 +25,16 @@ PIECE_ELEMENTS = 2**24
 FactorTHW = tuple[int, int, int]
 
 
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The order in memory in which convolutions of (B, C, T, H, W) or (B, C, H, W) work."""
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        return torch.contiguous_format
+    return torch.channels_last_3d if x.ndim == len("bcthw") else torch.channels_last
+
+
 def arrange(x: Tensor) -> Tensor:
-    """Bring (B, C, T, H, W) or (B, C, H, W) into the order in memory that convolutions work in."""
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
-        is_clip = x.ndim == len("bcthw")
-        innermost = torch.channels_last_3d if is_clip else torch.channels_last
-        return x.contiguous(memory_format=innermost)
-    return x
+    """Bring (B, C, T, H, W) or (B, C, H, W) into that order."""
+    return x.contiguous(memory_format=memory_format(x))
 
 
 class CausalConv3d(nn.Module):
@@ -100,7 +103,12 @@ class CausalConv3d(nn.Module):
             piece: Tensor = self.conv(self._pad(source, max(-first, 0)))
             if out is None:
                 batch, channels, _, *size = piece.shape
-                out = arrange(piece.new_empty(batch, channels, num_out, *size))
+                out = torch.empty(
+                    (batch, channels, num_out, *size),
+                    dtype=piece.dtype,
+                    device=piece.device,
+                    memory_format=memory_format(piece),
+                )
             out[:, :, start:stop].copy_(piece)
             del source, piece  # before the next piece is made
         assert out is not None, num_frames
@@ -138,7 +146,9 @@ class CausalUpsample(nn.Module):
         def frames(start: int, stop: int) -> Tensor:
             source = (torch.arange(start, stop, device=x.device) + time - 1) // time
             chosen = arrange(x.index_select(2, source))
-            return F.interpolate(chosen, scale_factor=(1, height, width), mode="nearest")
+            if x.device.type == "cpu":  # keeps the order; other devices may lack it in 3-D
+                return F.interpolate(chosen, scale_factor=(1, height, width), mode="nearest")
+            return repeat(chosen, "b c t h w -> b c t (h p) (w q)", p=height, q=width)
 
         frame_elements = x[:, :, 0].numel() * height * width
         if self.conv.runs_in_pieces(x, frame_elements * num_frames):

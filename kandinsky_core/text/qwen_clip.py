@@ -192,7 +192,8 @@ class QwenClipTextEncoder(nn.Module):
             model = transformers.Qwen2_5_VLForConditionalGeneration(self.qwen.config)
         model.model = self.qwen
         with self._placed(self.qwen) as device:
-            dtype = next(self.qwen.parameters()).dtype
+            # packed weights are bytes
+            dtype = next(p.dtype for p in self.qwen.parameters() if p.is_floating_point())
             model.lm_head.weight = nn.Parameter(head.to(device, dtype), requires_grad=False)
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
             return write_with_transformers(

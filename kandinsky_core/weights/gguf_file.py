@@ -197,11 +197,18 @@ def _read(
     return tensors, {k: v for k, v in values.items() if isinstance(v, str)}, end
 
 
-def read_gguf_tensor(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
+def map_file(path: Path) -> np.memmap:
+    """A file's bytes, read when they are looked at. One map of a file serves all its tensors."""
+    # copy-on-write: torch wants memory that it could write to, and nothing writes
+    return np.memmap(path, np.uint8, "c")
+
+
+def read_gguf_tensor(entry: TensorEntry, mapped: np.ndarray, dtype: torch.dtype) -> Tensor:
     """Read one tensor.
 
     Args:
         entry: From `read_gguf_header`.
+        mapped: Its file, from `map_file`.
         dtype: What a quantised tensor is unpacked to; others keep their own.
 
     Returns:
@@ -214,7 +221,7 @@ def read_gguf_tensor(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
     gguf = _package(entry.file)
     kind = gguf.GGMLQuantizationType[entry.dtype]
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    data = _map(entry, entry.size // block * block_bytes)
+    data = _bytes_of(entry, mapped, entry.size // block * block_bytes)
     if not entry.is_packed:
         return torch.from_numpy(data).view(DTYPES[entry.dtype]).reshape(entry.shape)
     values = torch.empty(entry.size, dtype=dtype)
@@ -239,11 +246,12 @@ def read_gguf_tensor(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
     return values.reshape(entry.shape)
 
 
-def read_gguf_blocks(entry: TensorEntry) -> Tensor:
+def read_gguf_blocks(entry: TensorEntry, mapped: np.ndarray) -> Tensor:
     """Read a packed matrix as it is stored.
 
     Args:
         entry: From `read_gguf_header`, with a `packing`.
+        mapped: Its file, from `map_file`.
 
     Returns:
         The blocks of all rows (R, bytes of a row), uint8, on the CPU: the mapped file.
@@ -251,12 +259,15 @@ def read_gguf_blocks(entry: TensorEntry) -> Tensor:
     assert entry.packing is not None, entry
     rows, columns = entry.shape
     row_bytes = PACKINGS[entry.packing].packed_columns(columns)
-    return torch.from_numpy(_map(entry, rows * row_bytes)).view(rows, row_bytes)
+    data = _bytes_of(entry, mapped, rows * row_bytes)
+    return torch.from_numpy(data).view(rows, row_bytes)
 
 
-def _map(entry: TensorEntry, num_bytes: int) -> np.memmap:
-    # copy-on-write: torch wants memory that it could write to, and nothing writes
-    return np.memmap(entry.file, np.uint8, "c", entry.offset or 0, (num_bytes,))
+def _bytes_of(entry: TensorEntry, mapped: np.ndarray, count: int) -> np.ndarray:
+    first = entry.offset or 0
+    if first + count > len(mapped):
+        raise EOFError(f"the file ends at {len(mapped):,} bytes")
+    return mapped[first : first + count]
 
 
 def _package(path: Path) -> Any:

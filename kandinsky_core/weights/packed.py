@@ -8,14 +8,14 @@ Letters: R rows of a matrix, C columns, n blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _AT_ONCE = 1 << 21
-"""Numbers unpacked at a time: their copies in fp32 stay small beside the result."""
+"""Numbers unpacked or packed at a time: their copies in fp32 stay small beside the result."""
 
 
 class Packing(NamedTuple):
@@ -32,8 +32,9 @@ class Packing(NamedTuple):
         return columns // self.block * self.block_bytes
 
 
+@torch.library.custom_op("kandinsky_core::unpack", mutates_args=())
 def unpack(packed: Tensor, packing: str, dtype: torch.dtype) -> Tensor:
-    """Turn a packed matrix into numbers.
+    """Turn a packed matrix into numbers; one operation to torch.compile, which would unroll it.
 
     Args:
         packed: Blocks of all rows (R, bytes of a row), uint8.
@@ -44,14 +45,18 @@ def unpack(packed: Tensor, packing: str, dtype: torch.dtype) -> Tensor:
         (R, C), on the same device.
     """
     layout = PACKINGS[packing]
-    rows, row_bytes = packed.shape
-    columns = row_bytes // layout.block_bytes * layout.block
-    result = torch.empty(rows, columns, dtype=dtype, device=packed.device)
-    at_once = max(1, _AT_ONCE // columns)
-    for first in range(0, rows, at_once):
-        part = packed[first : first + at_once].reshape(-1, layout.block_bytes)
-        result[first : first + at_once] = layout.unpack(part).view(-1, columns)
+    result = _empty(packed, packing, dtype)
+    for first, last in _parts(*result.shape):
+        part = packed[first:last].reshape(-1, layout.block_bytes)
+        result[first:last] = layout.unpack(part).view(-1, result.shape[1])
     return result
+
+
+@unpack.register_fake
+def _empty(packed: Tensor, packing: str, dtype: torch.dtype) -> Tensor:
+    layout = PACKINGS[packing]
+    rows, row_bytes = packed.shape
+    return packed.new_empty((rows, row_bytes // layout.block_bytes * layout.block), dtype=dtype)
 
 
 def pack_q8_0(weight: Tensor) -> Tensor:
@@ -63,11 +68,20 @@ def pack_q8_0(weight: Tensor) -> Tensor:
     Returns:
         (R, bytes of a row) uint8.
     """
-    blocks = weight.reshape(-1, 32).float()
-    scale = blocks.abs().amax(-1, keepdim=True) / 127
-    codes = torch.where(scale > 0, blocks / scale, 0).round_().to(torch.int8)
-    packed = torch.cat([scale.half().view(torch.uint8), codes.view(torch.uint8)], dim=-1)
-    return packed.view(weight.shape[0], -1)
+    parts = []
+    for first, last in _parts(*weight.shape):
+        blocks = weight[first:last].reshape(-1, 32).float()
+        scale = blocks.abs().amax(-1, keepdim=True) / 127
+        codes = torch.where(scale > 0, blocks / scale, 0).round_().to(torch.int8)
+        packed = torch.cat([scale.half().view(torch.uint8), codes.view(torch.uint8)], dim=-1)
+        parts.append(packed.view(last - first, -1))
+    return torch.cat(parts)
+
+
+def _parts(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """First and last row of parts of a matrix."""
+    step = max(1, _AT_ONCE // columns)
+    return ((first, min(first + step, rows)) for first in range(0, rows, step))
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
@@ -75,20 +89,21 @@ def _half(blocks: Tensor, at: int) -> Tensor:
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
-def _bits(codes: Tensor, shifts: tuple[int, ...], mask: int) -> Tensor:
-    """Parts of bytes (..., m) by their shifts -> (..., len(shifts), m)."""
-    amounts = torch.tensor(shifts, dtype=torch.uint8, device=codes.device)
-    return codes[..., None, :] >> amounts[:, None] & mask
+def _bits(codes: Tensor, width: int) -> Tensor:
+    """Bytes (..., m) in parts of so many bits, the lowest first -> (..., 8 / width, m)."""
+    # made on the device, without waiting for it
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=codes.device)
+    return codes[..., None, :] >> shifts[:, None] & (1 << width) - 1
 
 
 def _nibbles(codes: Tensor) -> Tensor:
     """Bytes (n, 16) -> codes (n, 32): all low halves, then all high ones."""
-    return _bits(codes, (0, 4), 15).flatten(1)
+    return _bits(codes, 4).flatten(1)
 
 
 def _fifth_bits(flags: Tensor) -> Tensor:
     """Bytes (n, 4), a bit for each number in their order -> (n, 32), 0 or 16."""
-    return _bits(flags, tuple(range(8)), 1).transpose(1, 2).flatten(1) << 4
+    return _bits(flags, 1).transpose(1, 2).flatten(1) << 4
 
 
 def _q4_0(blocks: Tensor) -> Tensor:
@@ -116,7 +131,7 @@ def _q8_0(blocks: Tensor) -> Tensor:
 def _crumbs(codes: Tensor) -> Tensor:
     """Two bits each of bytes (n, 64) -> (n, 16, 16): groups of 16 numbers in their order."""
     halves = codes.reshape(-1, 2, 32)  # of 128 numbers each
-    return _bits(halves, (0, 2, 4, 6), 3).reshape(-1, 16, 16)
+    return _bits(halves, 2).reshape(-1, 16, 16)
 
 
 def _q2_k(blocks: Tensor) -> Tensor:
@@ -128,11 +143,11 @@ def _q2_k(blocks: Tensor) -> Tensor:
 
 
 def _q3_k(blocks: Tensor) -> Tensor:
-    low = _bits(blocks[:, 96:104], (0, 4), 15).flatten(1)  # of 16 scales
-    high = _bits(blocks[:, 104:108], (0, 2, 4, 6), 3).flatten(1)
+    low = _bits(blocks[:, 96:104], 4).flatten(1)  # of 16 scales
+    high = _bits(blocks[:, 104:108], 2).flatten(1)
     factor = _half(blocks, 108) * ((low | high << 4).float() - 32)
     # a bit that is not set takes 4 away
-    flags = _bits(blocks[:, :32], tuple(range(8)), 1).reshape(-1, 16, 16)
+    flags = _bits(blocks[:, :32], 1).reshape(-1, 16, 16)
     codes = _crumbs(blocks[:, 32:96]).float() - 4 * (1 - flags.float())
     return codes.mul_(factor[..., None]).flatten(1)
 
@@ -154,7 +169,7 @@ def _scaled(blocks: Tensor, codes: Tensor) -> Tensor:
 
 def _pairs(codes: Tensor) -> Tensor:
     """Bytes (n, 128): of every 32 the low halves, then the high ones -> (n, 8, 32)."""
-    return _bits(codes.reshape(-1, 4, 32), (0, 4), 15).reshape(-1, 8, 32)
+    return _bits(codes.reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
 
 
 def _q4_k(blocks: Tensor) -> Tensor:
@@ -162,14 +177,14 @@ def _q4_k(blocks: Tensor) -> Tensor:
 
 
 def _q5_k(blocks: Tensor) -> Tensor:
-    fifth = _bits(blocks[:, 16:48], tuple(range(8)), 1)  # (n, 8, 32)
+    fifth = _bits(blocks[:, 16:48], 1)  # (n, 8, 32)
     return _scaled(blocks, _pairs(blocks[:, 48:]) | fifth << 4)
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
     # halves of 128 numbers: 64 bytes of low nibbles, 32 bytes of the two bits above them
-    low = _bits(blocks[:, :128].reshape(-1, 2, 64), (0, 4), 15).reshape(-1, 16, 16)
-    high = _bits(blocks[:, 128:192].reshape(-1, 2, 32), (0, 2, 4, 6), 3).reshape(-1, 16, 16)
+    low = _bits(blocks[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 16, 16)
+    high = _bits(blocks[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
     scales = blocks[:, 192:208].contiguous().view(torch.int8).float()
     factor = _half(blocks, 208) * scales
     return ((low | high << 4).float() - 32).mul_(factor[..., None]).flatten(1)

@@ -7,13 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
 from .entry import DTYPES, TensorEntry
-from .gguf_file import read_gguf_blocks, read_gguf_tensor
+from .gguf_file import map_file, read_gguf_blocks, read_gguf_tensor
 from .scaled import SCALE, main_dtype, split_scales
 
 _Files = TypeVar("_Files", bound="WeightFiles")
@@ -67,6 +68,7 @@ class WeightFiles(Mapping[str, Tensor]):
         other dtypes, so read them all in one."""
         self._device = torch.device(device)
         self._open: dict[Path, Any] = {}
+        self._maps: dict[Path, np.ndarray] = {}
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Read one tensor.
@@ -115,8 +117,10 @@ class WeightFiles(Mapping[str, Tensor]):
         """
         entry = self.entries[name]
         try:
-            parts = [read_gguf_blocks(part) for part in entry.parts or (entry,)]
-        except OSError as error:
+            parts = [
+                read_gguf_blocks(part, self._mapped(part.file)) for part in entry.parts or (entry,)
+            ]
+        except (OSError, ValueError, EOFError) as error:
             raise _unreadable(entry, error) from error
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self._device)
 
@@ -151,11 +155,16 @@ class WeightFiles(Mapping[str, Tensor]):
 
     def _gguf(self, entry: TensorEntry, dtype: torch.dtype) -> Tensor:
         try:
-            return read_gguf_tensor(entry, dtype).to(self._device)
-        except (OSError, ValueError) as error:
+            return read_gguf_tensor(entry, self._mapped(entry.file), dtype).to(self._device)
+        except (OSError, ValueError, EOFError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise _unreadable(entry, error) from error
+
+    def _mapped(self, file: Path) -> np.ndarray:
+        if file not in self._maps:
+            self._maps[file] = map_file(file)
+        return self._maps[file]
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read(name)
@@ -180,6 +189,7 @@ class WeightFiles(Mapping[str, Tensor]):
     def close(self) -> None:
         """Let go of the files; tensors already read stay valid."""
         self._open.clear()
+        self._maps.clear()
 
 
 def _unreadable(entry: TensorEntry, error: Exception) -> CheckpointError:

@@ -14,7 +14,6 @@ import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
-import comfy.ops
 import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
@@ -32,7 +31,7 @@ from .caching import around_blocks
 from .chosen import chosen_rope_scale
 from .conditions import visual_conditions
 from .latents import LatentSpace, pixel_size
-from .packed import holds_packed, unpacked_state
+from .packed import PackedOperations, packed_layers, unpacked_state
 from .patches import around_block, shows_ends
 from .prompt import TEXT_MARK, name_foreign_text
 from .sampling import FlowSampling
@@ -135,7 +134,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
         self.sampling_settings = {"shift": info.settings.shift}
         self.latent_format = space.latent_format()
         # these cast each weight to the dtype of its input, which the fp32 islands rely on
-        self.custom_operations = comfy.ops.manual_cast
+        self.custom_operations = PackedOperations
 
 
 class Kandinsky5(comfy.model_base.BaseModel):
@@ -256,7 +255,7 @@ class Kandinsky5(comfy.model_base.BaseModel):
         config, (batch, _, *grid) = self.info.config, input_shape
         tokens, dtype = math.prod(grid) // config.patch_volume, self.get_dtype()
         compute = self.manual_cast_dtype or dtype
-        stored = torch.uint8 if holds_packed(self.diffusion_model) else dtype
+        stored = torch.uint8 if packed_layers(self.diffusion_model) else dtype
         needed = call_bytes(config, tokens, batch=batch, dtype=compute, stored=stored)
         if self.cached_rows:
             needed += cache_bytes(

@@ -19,7 +19,7 @@ from ...kandinsky_core.checkpoint import (
 )
 from .latents import space_of_transformer
 from .model import Kandinsky5, ModelConfig
-from .packed import PackedOperations
+from .packed import PackedPatcher
 
 WEIGHT_DTYPES: dict[str, torch.dtype | None] = {
     "default": None,
@@ -67,8 +67,6 @@ def load_model(path: Path, weight_dtype: str = "default") -> ModelPatcher:
             fp8_matrix_mult=False, scale_input=False, override_dtype=scaled
         )
         config.scaled_fp8 = scaled  # native ModelSave writes the mark of such files then
-    elif stays_packed:
-        config.custom_operations = PackedOperations
     model = Kandinsky5(config, info, space_of_transformer(info))
     network = model.diffusion_model
     if scaled is not None:
@@ -77,7 +75,8 @@ def load_model(path: Path, weight_dtype: str = "default") -> ModelPatcher:
         as_stored = scaled is not None or stays_packed
         assign_weights(network, checkpoint, dtype=None if as_stored else dtype)
     model.device = comfy.model_management.unet_offload_device()
-    return ModelPatcher(model, load_device=device, offload_device=model.device)
+    patcher = PackedPatcher if stays_packed else ModelPatcher
+    return patcher(model, load_device=device, offload_device=model.device)
 
 
 def has_scaled_layers() -> bool:

@@ -15,7 +15,7 @@ from ...kandinsky_core.plan_jobs import USUAL_DENSITY, text_size
 from .attention import chosen_attention
 from .caching import has_cache
 from .model import model_info, settings_for
-from .packed import holds_packed
+from .packed import packed_layers
 from .vae import VAE
 
 
@@ -47,11 +47,16 @@ def make_job(
     text = text_size(info.config, task, torch.bfloat16, size)
     if clip is not None:
         stored = clip.patcher.model_size()
+        packed = packed_layers(clip.cond_stage_model)
+        bits = 8 * sum(layer.weight.nbytes for layer in packed.values())
+        bits /= sum(len(layer.weight) * layer.columns for layer in packed.values()) or 1
+        if packed:
+            text = text_size(info.config, task, torch.bfloat16, size, bits=bits)
         text = replace(
             text, weights=stored, least_weights=text.least_weights * stored // text.weights
         )
     dtype, bits = model.model.get_dtype(), None
-    if holds_packed(model.model.diffusion_model):
+    if packed_layers(model.model.diffusion_model):
         dtype, bits = torch.uint8, 8 * model.model_size() / info.num_parameters
     return Job(
         info.config,

@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import comfy.model_management
-import comfy.ops
 import comfy.sd
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from ...kandinsky_core.text import NanoTextEncoder, Task, load_nano_text_encoder
 from ...kandinsky_core.weights import mmproj_files
 from .conditions import SEEN
 from .files import NANO, find_path
+from .packed import PackedOperations, PackedPatcher
 from .prompt import TEXT_MARK, prepare_prompt
 from .run import set_conditioning
 from .text_native import is_native_pair, with_reference_text
@@ -143,7 +143,7 @@ def _load_nano(path: Path) -> comfy.sd.CLIP:
             "choose Qwen2.5-VL as qwen_name and CLIP-L as clip_name."
         )
     dtype = torch.float32  # a few megabytes
-    encoder = load_nano_text_encoder(path, ops=comfy.ops.manual_cast, dtype=dtype)
+    encoder = load_nano_text_encoder(path, ops=PackedOperations, dtype=dtype)
     encoder.requires_grad_(False)
     target = _Target(
         clip=lambda **_: NanoModel(encoder, dtype), tokenizer=lambda **_: NanoTokenizer(encoder)
@@ -156,11 +156,16 @@ def _load_qwen_clip(qwen: Path, clip: Path) -> comfy.sd.CLIP:
     target = _Target(
         clip=lambda **params: QwenClipModel(weights, **params), tokenizer=QwenClipTokenizer
     )
-    options: dict[str, Any] = {}
-    if weights.qwen.stays_packed:
-        # layers are made whole before they take packed weights, which costs nothing there
-        options["initial_device"] = comfy.model_management.text_encoder_offload_device()
-    return comfy.sd.CLIP(target, parameters=weights.num_parameters, model_options=options)
+    if not weights.qwen.stays_packed:
+        return comfy.sd.CLIP(target, parameters=weights.num_parameters)
+    target.tokenizer = partial(QwenClipTokenizer, packed_file=qwen)
+    # layers are made whole before they take packed weights, which only there is cheap
+    options = {"initial_device": torch.device("cpu")}
+    loaded = comfy.sd.CLIP(target, parameters=weights.num_parameters, model_options=options)
+    own = loaded.patcher
+    loaded.patcher = PackedPatcher(own.model, own.load_device, own.offload_device)
+    loaded.patcher.is_clip = True
+    return loaded
 
 
 def is_ours(clip: comfy.sd.CLIP) -> bool:

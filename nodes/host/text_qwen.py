@@ -7,6 +7,7 @@ norm, as the transformers were trained, and the cuts are the reference's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import comfy.sd1_clip
@@ -48,8 +49,20 @@ class QwenClipTokenizer:
     """Prompt to tokens, template included."""
 
     def __init__(
-        self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None
+        self,
+        embedding_directory: Any = None,
+        tokenizer_data: dict[str, Any] | None = None,
+        *,
+        packed_file: Path | None = None,
     ) -> None:
+        """Make the tokenizers of both models.
+
+        Args:
+            embedding_directory: The host's.
+            tokenizer_data: The host's.
+            packed_file: The GGUF file from which the model keeps its weights packed.
+        """
+        self._packed_file = packed_file
         data = tokenizer_data or {}
         self.qwen = comfy.text_encoders.qwen_image.Qwen25_7BVLITokenizer(
             embedding_directory=embedding_directory, tokenizer_data=data
@@ -118,6 +131,17 @@ class QwenClipTokenizer:
         return [(pair, self.qwen.decode([pair[0]])) for pair in pairs]
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Nothing; the host asks for it only where it saves a CLIP.
+
+        Raises:
+            ValueError: The model's weights are packed, and the host would save them as bytes.
+        """
+        if self._packed_file is not None:
+            raise ValueError(
+                f"clip: the text encoder {self._packed_file.name} is in memory as its GGUF file "
+                "packs it, and no other format holds that; keep the file itself, or save a CLIP "
+                "that was loaded from a .safetensors file."
+            )
         return {}
 
 

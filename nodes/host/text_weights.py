@@ -162,7 +162,9 @@ def _hold_packed(layer: nn.Module, weights: ModelWeights, name: str | None) -> t
     packing = weights.files.entries[name].packing if name is not None else None
     if name is None or packing is None or not isinstance(layer, PackedWeight):
         return ()
-    if weights.shapes[name].shape != layer.weight.shape:
+    if weights.shapes[name].shape[1] != layer.columns or len(layer.weight) != len(
+        weights.shapes[name]
+    ):
         raise ValueError(_other_shapes(weights))
     layer.hold(weights.files.read_packed(name).to(layer.weight.device), packing)
     return ("weight",)

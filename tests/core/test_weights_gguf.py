@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from kandinsky_core.checkpoint import (
     match_lora,
     merge_loras,
     read_lora,
+    save_checkpoint,
     save_lora,
 )
 from kandinsky_core.errors import CheckpointError, MissingExtraError
@@ -26,6 +28,7 @@ from kandinsky_core.models import CrossDiT
 from kandinsky_core.variants import VARIANTS
 from kandinsky_core.weights import (
     PACKINGS,
+    TensorEntry,
     WeightFiles,
     gguf_file,
     pack_q8_0,
@@ -91,6 +94,52 @@ def test_torch_unpacks_as_the_package_does(kind):
     found = unpack(torch.from_numpy(rows), kind, torch.float32)
     np.testing.assert_array_equal(found.numpy(), expected)  # not-a-numbers too
     assert layout.packed_columns(found.shape[1]) == rows.shape[1]
+
+
+def test_unpacking_is_one_operation_of_a_compiled_graph():
+    packed = torch.randint(0, 256, (300, 32 * 34), dtype=torch.uint8) & 63  # scales that are finite
+
+    def twice(x):
+        return 2 * unpack(x, "Q8_0", torch.bfloat16)
+
+    found = torch.compile(twice, backend="eager", fullgraph=True)(packed)
+    assert torch.equal(found, twice(packed))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc, which is Linux's")
+def test_a_packed_file_is_opened_once(tmp_path, weights, write_gguf):
+    path = write_gguf(tmp_path / "tiny-Q8_0.gguf", weights, "Q8_0")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    network, _ = load_transformer(path)
+    packed = [tensor for tensor in network.state_dict().values() if tensor.dtype == torch.uint8]
+    assert len(packed) > 20
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+
+
+def test_types_may_differ_and_some_are_unpacked(tmp_path, write_gguf):
+    """As in files of a K_M mix, and in those with types that torch does not unpack here."""
+    rows = {"Q4_K": 144, "Q6_K": 210, "IQ4_XS": 136}
+    entries = {}
+    for kind, size in rows.items():
+        data = np.random.default_rng(4).integers(0, 60, (4, 2 * size), np.uint8)
+        entries[kind] = read_header(write_gguf(tmp_path / kind, {"w": data}, kind)).tensors["w"]
+    assert [entry.packing for entry in entries.values()] == ["Q4_K", "Q6_K", None]
+    same, mixed = (
+        TensorEntry.join((entries["Q4_K"], entries[other]), 0) for other in ("Q4_K", "Q6_K")
+    )
+    assert (same.packing, mixed.packing) == ("Q4_K", None)
+    with WeightFiles(tmp_path, {"same": same, "mixed": mixed}) as files:
+        both = files.read("same", torch.float32)
+        assert torch.equal(unpack(files.read_packed("same"), "Q4_K", torch.float32), both)
+        assert files.read("mixed", torch.float32).shape == (8, 512)
+
+
+def test_packed_weights_are_not_saved_as_bytes(tmp_path, weights, write_gguf):
+    path = write_gguf(tmp_path / "tiny-Q8_0.gguf", weights, "Q8_0")
+    state = load_transformer(path)[0].state_dict()
+    with pytest.raises(ValueError, match=r"is packed as in the GGUF file .* load that file in"):
+        save_checkpoint(tmp_path / "copy.safetensors", state)
+    assert not (tmp_path / "copy.safetensors").exists()
 
 
 def test_torch_packs_as_the_package_does():

@@ -10,7 +10,6 @@
 // Letters: R blocks of queries over batch and heads, M tokens per block, K head dim.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/native/CPUBlas.h>
 #include <torch/library.h>

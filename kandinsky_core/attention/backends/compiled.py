@@ -43,8 +43,8 @@ def library_path() -> Path:
 
 @lru_cache(maxsize=1)
 def _digest() -> str:
-    """Names source, torch and processor; asked for at every call, and the same all along."""
-    text = SOURCE.read_bytes() + f"{torch.__version__} {_capability()}".encode()
+    """Names source, torch and flags; asked for at every call, and the same all along."""
+    text = SOURCE.read_bytes() + f"{torch.__version__} {_flags()}".encode()
     return hashlib.sha256(text).hexdigest()[:16]
 
 
@@ -71,7 +71,7 @@ def build(*, verbose: bool = False) -> Path:
         cpp_extension.load(
             "block_sparse",
             [str(SOURCE)],
-            extra_cflags=["-O3", "-std=c++20", "-fopenmp", *_flags()],
+            extra_cflags=_flags(),
             extra_ldflags=["-fopenmp"],
             build_directory=str(build_folder),
             is_python_module=False,
@@ -183,7 +183,7 @@ def _capability() -> str:
 
 
 def _flags() -> list[str]:
-    """Compiler flags for the vector width that torch itself uses on this processor."""
+    """Compiler flags, for the vector width that torch itself uses on this processor."""
     widths = {
         "AVX512": (
             "-mavx512f",
@@ -196,8 +196,9 @@ def _flags() -> list[str]:
         ),
         "AVX2": ("-mavx2", "-mfma", "-mf16c"),
     }
+    shared = ["-O3", "-std=c++20", "-fopenmp"]
     capability = _capability()
     if capability not in widths:
-        return ["-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"]
+        return [*shared, "-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"]
     names = [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
-    return [*widths[capability], *names]
+    return [*shared, *widths[capability], *names]
