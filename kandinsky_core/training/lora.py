@@ -10,7 +10,8 @@ What it leaves out against the usual trainers: dropout, adapters on the text enc
     python -m kandinsky_core.training.lora --color purple --run runs/lora
     python -m kandinsky_core.training.lora --color purple --run runs/lora --evaluate 40
 
-nano reads a trigger that it never learnt as its one unknown word, which serves as well as any.
+The trigger is of words that nano's text encoder knows and its captions of clips do not have. A word
+that it does not know, it reads as the one unknown word that no training ever showed.
 Stop it with Ctrl-C and start the same command again: it goes on where it was. The LoRA is in PEFT's
 style in the run's folder `lora`; `generate --lora runs/lora/lora` uses it.
 """
@@ -279,12 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     changed.add_argument("--background", choices=list(BACKGROUNDS), help="of every clip")
     parser.add_argument("--run", type=Path, default=Path("runs/lora"), help="run directory")
     parser.add_argument("--model", default=NANO, help="model to train on, as `generate` takes it")
-    parser.add_argument("--trigger", default="zorb", help="text before the prompt")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--alpha", type=float, default=8.0)
+    parser.add_argument("--trigger", default="paint everything", help="text before the prompt")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--alpha", type=float, default=16.0)
     parser.add_argument("--clips", type=int, default=240, help="changed clips; half as many plain")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
