@@ -3,7 +3,7 @@
 The network is built on the meta device, and each tensor of the file is put in its place as it
 is read. On the CPU in the file's own dtype the weights are the file itself, memory-mapped; with
 a dtype or a device there is one copy, made tensor by tensor. Scaled fp8 is unpacked so, and GGUF
-where a dtype is asked for; without one its matrices stay packed, see `models/packed.py`.
+where a dtype is asked for; without one its matrices stay packed, see `weights/packed_layers.py`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from ..models import (
     CrossDiT,
     ImageVAE,
     PackedOps,
-    PackedWeight,
     TorchOps,
     VideoVAE,
-    packed_names,
 )
 from ..models.vae_keys import to_diffusers_key, to_diffusers_shape
 from ..text import NanoTextEncoder, load_nano_text_encoder
-from ..weights import Component, WeightFiles
+from ..weights import Component, PackedWeight, WeightFiles, packed_names
 from .identify import identify, strip_prefix
 from .info import CheckpointInfo
 

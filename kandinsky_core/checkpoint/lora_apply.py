@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from ..models import CrossDiT, PackedWeight
+from ..models import CrossDiT
 from ..variants import VARIANTS
+from ..weights import PackedWeight
 from .lora import Lora, LoraPair
 from .lora_names import spellings
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..weights import packed_layers
 
-def cast_like(weight: Tensor | None, like: Tensor) -> Tensor | None:
-    """A weight that may be missing in the dtype of another tensor."""
+
+def _cast(weight: Tensor | None, like: Tensor) -> Tensor | None:
     return None if weight is None else weight.to(like.dtype)
 
 
@@ -26,16 +27,24 @@ class TorchOps:
 
     class Linear(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return F.linear(x, self.weight.to(x.dtype), cast_like(self.bias, x))
+            return F.linear(x, self.weight.to(x.dtype), _cast(self.bias, x))
 
     class LayerNorm(nn.LayerNorm):
         def forward(self, x: Tensor) -> Tensor:
-            weight, bias = cast_like(self.weight, x), cast_like(self.bias, x)
+            weight, bias = _cast(self.weight, x), _cast(self.bias, x)
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
     class RMSNorm(nn.RMSNorm):
         def forward(self, x: Tensor) -> Tensor:
-            return F.rms_norm(x, self.normalized_shape, cast_like(self.weight, x), self.eps)
+            return F.rms_norm(x, self.normalized_shape, _cast(self.weight, x), self.eps)
+
+
+class PackedOps:
+    """`TorchOps` with weights that may stay packed."""
+
+    Linear = packed_layers.Linear
+    LayerNorm = TorchOps.LayerNorm
+    RMSNorm = TorchOps.RMSNorm
 
 
 Ops = Any

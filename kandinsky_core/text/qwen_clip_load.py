@@ -17,8 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, import_extra
-from ..models import hold_instead
-from ..weights import Header, TensorEntry, WeightFiles, read_header, read_qwen_header
+from ..weights import (
+    Header,
+    TensorEntry,
+    WeightFiles,
+    hold_instead,
+    read_header,
+    read_qwen_header,
+)
 from .qwen_clip import QwenClipTextEncoder
 from .writing import CannotWriteError
 

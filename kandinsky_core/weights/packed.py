@@ -8,12 +8,15 @@ Letters: R rows of a matrix, C columns, n blocks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+# this package may be there twice, by itself and in a node pack, and an operation has one owner
+_NAMESPACE = re.sub(r"\W", "_", __name__)
 _AT_ONCE = 1 << 21
 """Numbers unpacked or packed at a time: their copies in fp32 stay small beside the result."""
 
@@ -32,7 +35,7 @@ class Packing(NamedTuple):
         return columns // self.block * self.block_bytes
 
 
-@torch.library.custom_op("kandinsky_core::unpack", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::unpack", mutates_args=())
 def unpack(packed: Tensor, packing: str, dtype: torch.dtype) -> Tensor:
     """Turn a packed matrix into numbers; one operation to torch.compile, which would unroll it.
 

@@ -23,7 +23,7 @@ from comfy.ops import manual_cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...kandinsky_core.models import PackedEmbedding, PackedLinear, PackedWeight
+from ...kandinsky_core.weights import PackedEmbedding, PackedLinear, PackedWeight
 
 Patch = Callable[[Tensor], Tensor]
 

@@ -18,9 +18,15 @@ import comfy.text_encoders.qwen_image
 import torch
 from torch import Tensor, nn
 
-from ...kandinsky_core.models import PackedWeight
 from ...kandinsky_core.text import needed_tensors
-from ...kandinsky_core.weights import Header, QwenHeader, WeightFiles, read_header, read_qwen_header
+from ...kandinsky_core.weights import (
+    Header,
+    PackedWeight,
+    QwenHeader,
+    WeightFiles,
+    read_header,
+    read_qwen_header,
+)
 from .model_load import has_scaled_layers
 
 VISION = "visual."

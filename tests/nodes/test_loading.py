@@ -97,7 +97,7 @@ def test_gguf_stays_packed(load_model, folder, gguf_file, sample, caplog, partia
     partially.check(model)
 
 
-@pytest.fixture(params=["Q8_0", "Q4_0"])
+@pytest.fixture(scope="module", params=["Q8_0", "Q4_0"])
 def packed_pair(request, load_model, folder, weights, write_gguf):
     """A model whose matrices stay packed, and the same as numbers in fp32."""
     metadata = describe_metadata(TINY, task="t2v")

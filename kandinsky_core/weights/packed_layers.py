@@ -1,7 +1,7 @@
 """Layers whose weights stay in a GGUF file's blocks and are unpacked while they are used.
 
-`PackedWeight` is the part that all such layers share; `PackedOps` is torch's layers with it, and
-ComfyUI's get it in the node pack. A weight that is given new values goes into blocks of Q8_0.
+`PackedLinear` and `PackedEmbedding` are what such layers are mixed with: torch's here, and
+ComfyUI's in the node pack. Letters: R rows of a weight, C columns.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..weights import PACKINGS, pack_q8_0, unpack
-from .ops import TorchOps, cast_like
+from .packed import pack_q8_0, unpack
 
 _REPACKED = "Q8_0"
 
 
 class PackedWeight(nn.Module):
-    """A linear layer or an embedding (R, C), whose `weight` may hold packed rows instead."""
+    """A linear layer or an embedding whose `weight` (R, C) may be packed rows instead."""
 
     weight: nn.Parameter
     packing: str | None = None
@@ -37,8 +36,8 @@ class PackedWeight(nn.Module):
         self.weight = nn.Parameter(packed, requires_grad=False)
 
     def repack(self, weight: Tensor) -> None:
-        """Take new values (R, C) for packed ones."""
-        self.weight = nn.Parameter(pack_q8_0(weight), requires_grad=False)
+        """Take new values (R, C) for packed ones; they go into blocks of Q8_0."""
+        self.hold(pack_q8_0(weight), _REPACKED)
 
     def is_packed(self, weight: Tensor) -> bool:
         """Whether this, a weight of the layer or a copy of one, is bytes; in any dtype."""
@@ -49,9 +48,7 @@ class PackedWeight(nn.Module):
         if not self.is_packed(weight):
             return weight.to(dtype)
         assert self.packing is not None
-        again = PACKINGS[_REPACKED].packed_columns(self.columns)
-        packing = _REPACKED if weight.shape[-1] == again else self.packing
-        return unpack(weight.to(torch.uint8), packing, dtype)
+        return unpack(weight.to(torch.uint8), self.packing, dtype)
 
 
 class PackedLinear(PackedWeight):
@@ -74,26 +71,29 @@ class PackedEmbedding(PackedWeight):
         return self.embedding_dim
 
 
-class PackedOps(TorchOps):
-    """`TorchOps` with packed weights."""
+class Linear(PackedLinear, nn.Linear):
+    """torch's, computing in the dtype of its input."""
 
-    class Linear(PackedLinear, TorchOps.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return F.linear(x, self.numbers(self.weight, x.dtype), cast_like(self.bias, x))
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.numbers(self.weight, x.dtype), bias)
 
-    class Embedding(PackedEmbedding, nn.Embedding):
-        dtype = torch.bfloat16
-        """Of the result."""
 
-        def forward(self, ids: Tensor) -> Tensor:
-            rows = self.numbers(self.weight[ids.flatten()], self.dtype)
-            return rows.view(*ids.shape, self.columns)
+class Embedding(PackedEmbedding, nn.Embedding):
+    """torch's."""
+
+    dtype = torch.bfloat16
+    """Of the result."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.numbers(self.weight[ids.flatten()], self.dtype)
+        return rows.view(*ids.shape, self.columns)
 
 
 def hold_instead(
     network: nn.Module, name: str, packed: Tensor, packing: str, dtype: torch.dtype
 ) -> None:
-    """Put a layer of `PackedOps` in the place of one of torch's.
+    """Put a layer that holds a packed weight in the place of one of torch's.
 
     Args:
         network: It is changed.
@@ -103,13 +103,13 @@ def hold_instead(
         dtype: Of an embedding's result; a linear layer computes in that of its input.
     """
     layer = network.get_submodule(name)
-    instead: PackedOps.Linear | PackedOps.Embedding
+    instead: Linear | Embedding
     if isinstance(layer, nn.Linear):
-        instead = PackedOps.Linear(layer.in_features, layer.out_features, device="meta")
+        instead = Linear(layer.in_features, layer.out_features, device="meta")
         instead.bias = layer.bias
     else:
         assert isinstance(layer, nn.Embedding), layer
-        instead = PackedOps.Embedding(layer.num_embeddings, layer.embedding_dim, device="meta")
+        instead = Embedding(layer.num_embeddings, layer.embedding_dim, device="meta")
         instead.dtype = dtype
     instead.hold(packed, packing)
     network.set_submodule(name, instead.train(layer.training))
