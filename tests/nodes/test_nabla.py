@@ -130,9 +130,8 @@ def test_batch_equals_singles(run, tiny, patch, sample):
         sample(sparse, latent={"samples": batch["samples"][:1], "batch_index": [i]})
         for i in range(3)
     ]
-    assert (
-        sample(sparse, latent=batch) - torch.cat(singles)
-    ).abs().max() < 2e-5  # results go up to 10
+    together = sample(sparse, latent=batch)
+    assert (together - torch.cat(singles)).abs().max() < 2e-5  # of results up to 10
 
 
 def test_tile_is_a_choice(tiny, prompts, patch, sample):
