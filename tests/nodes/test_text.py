@@ -620,6 +620,9 @@ def test_gguf_qwen_equals_the_core_and_cannot_see(
     ((part, _),) = run("K5_TextEncode", clip=clip, text="a red fox", task="t2v")[0]
     partially.check(clip.patcher)
     assert torch.equal(part, tokens)
+    partially.end()
+    with pytest.raises(ValueError, match=r"clip: the text encoder qwen-Q8_0\.gguf is in memory as"):
+        clip.get_sd()  # what CLIPSave asks for
     image = torch.zeros(1, 64, 64, 3)
     with pytest.raises(ValueError, match=r"qwen_name: .*without its vision tower.*mmproj"):
         run("K5_TextEncode", clip=clip, text="make it blue", task="i2i", image=image)

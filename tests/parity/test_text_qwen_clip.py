@@ -400,6 +400,12 @@ def test_gguf_gives_the_same(gguf_reference, load, write_language_model, tmp_pat
     assert {p.dtype for p in unpacked.qwen.parameters()} == {main}
     own, theirs = kept.encode(PROMPTS).tokens, unpacked.encode(PROMPTS).tokens
     assert (own - theirs).norm() < 1e-3 * theirs.norm()
+    head = torch.randn(GGUF_TINY["text_config"]["vocab_size"], 64, generator=torch.manual_seed(0))
+    written = []
+    for encoder in (kept, unpacked):
+        encoder._read_head = lambda: head
+        written.append(encoder.write(PROMPTS[0], None, lambda scores: scores.argmax(-1), 3))
+    assert written[0] == written[1]
     assert {p.device.type for p in load(path, device="meta", **options).parameters()} == {"meta"}
 
 
