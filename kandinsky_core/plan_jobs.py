@@ -81,6 +81,8 @@ def make_job(request: Request) -> tuple[Job, SamplingSettings]:
     density = 1.0 if nabla is None else (request.density or USUAL_DENSITY)
     if not 0 < density <= 1:
         raise ValueError(f"density is {density}: it must be above 0 and at most 1.")
+    if request.bits_per_weight is not None and not 0 < request.bits_per_weight <= 32:
+        raise ValueError(f"bits is {request.bits_per_weight}: it must be above 0 and at most 32.")
     vae = VAES[VAE_OF.get(variant, "hunyuan")]
     geometry = settings.geometry(Geometry.of(config, vae))
     frames = request.num_frames or settings.num_frames

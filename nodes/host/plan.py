@@ -47,11 +47,11 @@ def make_job(
     text = text_size(info.config, task, torch.bfloat16, size)
     if clip is not None:
         stored = clip.patcher.model_size()
-        packed = packed_layers(clip.cond_stage_model)
-        bits = 8 * sum(layer.weight.nbytes for layer in packed.values())
-        bits /= sum(len(layer.weight) * layer.columns for layer in packed.values()) or 1
+        packed = packed_layers(clip.cond_stage_model).values()
         if packed:
-            text = text_size(info.config, task, torch.bfloat16, size, bits=bits)
+            taken = 8 * sum(layer.weight.nbytes for layer in packed)
+            numbers = sum(len(layer.weight) * layer.columns for layer in packed)
+            text = text_size(info.config, task, torch.bfloat16, size, bits=taken / numbers)
         text = replace(
             text, weights=stored, least_weights=text.least_weights * stored // text.weights
         )

@@ -12,6 +12,7 @@ from kandinsky_core.__main__ import main
 from kandinsky_core.attention import Nabla, attend_dense, attend_gathered
 from kandinsky_core.attention.backends import gathered
 from kandinsky_core.caching import MagCache, MagRatios
+from kandinsky_core.checkpoint import load_transformer
 from kandinsky_core.config import DiTConfig, VideoVAEConfig
 from kandinsky_core.costs import count_parameters
 from kandinsky_core.flow import make_noise, sample, timesteps
@@ -309,6 +310,20 @@ def test_a_file_is_planned_by_what_it_is(capsys):
     assert "128x128, 17 frames: 320 tokens" in capsys.readouterr().out
 
 
+def test_packed_weights_are_planned_by_their_bits(tmp_path, write_gguf, capsys):
+    config = VARIANTS["debug"]
+    state = {name: torch.zeros_like(w) for name, w in CrossDiT(config).state_dict().items()}
+    path = write_gguf(tmp_path / "kandinsky5lite_t2v_sft_5s.gguf", state, "Q8_0")
+    job, _ = make_job(Request(path))
+    stored = sum(w.nbytes for w in load_transformer(path)[0].state_dict().values())
+    assert job.weight_bytes(count_parameters(config)) == pytest.approx(stored, rel=1e-3)
+    assert job.compute_dtype == torch.bfloat16
+    unpacked, _ = make_job(Request(path, dtype=torch.bfloat16))
+    assert unpacked.weight_bytes(1000) == 2000
+    assert main(["plan", "--bits", "4.5"]) == 0
+    assert "weights packed in 4.5 bits" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -317,6 +332,7 @@ def test_a_file_is_planned_by_what_it_is(capsys):
         (["--size", "500x768"], "height 500 must be a multiple of 16"),
         (["--size", "528x784", "--attention", "nabla"], "multiple of 128"),
         (["--density", "1.5", "--attention", "nabla"], "at most 1"),
+        (["--bits", "0"], "bits is 0.0: it must be above 0 and at most 32"),
         (["--memory", "0"], "more than 0"),
         (["--memory", "8", "--main-memory", "-1"], "--main-memory is -1.0: give GiB, more"),
         (["--main-memory", "8"], "give --memory with it"),

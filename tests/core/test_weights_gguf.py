@@ -116,6 +116,17 @@ def test_a_packed_file_is_opened_once(tmp_path, weights, write_gguf):
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
 
 
+def test_a_file_that_was_cut_since_its_header_was_read_says_so(tmp_path, weights, write_gguf):
+    path = write_gguf(tmp_path / "m.gguf", {"w": weights[MATRIX]}, "Q8_0")
+    header = read_header(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with (
+        WeightFiles(path, header.tensors) as files,
+        pytest.raises(CheckpointError, match=r"m\.gguf cannot be read at w .*download it again"),
+    ):
+        files.read_packed("w")
+
+
 def test_types_may_differ_and_some_are_unpacked(tmp_path, write_gguf):
     """As in files of a K_M mix, and in those with types that torch does not unpack here."""
     rows = {"Q4_K": 144, "Q6_K": 210, "IQ4_XS": 136}
