@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kandinsky_core.attention import Nabla
-from kandinsky_core.costs import step_cost, step_traffic
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.files import atomic_write
 from kandinsky_core.models import call_bytes
-from kandinsky_core.variants import VARIANTS
+from kandinsky_core.planning.costs import step_cost, step_traffic
 
 TERA, GIB = 1e12, 2**30
 DENSITIES = (0.5, 0.2, 0.1, 0.05)
@@ -26,9 +26,9 @@ BANDWIDTH = 3.35e12
 
 INTRODUCTION = (
     "Made by `python -m benchmarks.costs` from our own count of operations and bytes",
-    "(`kandinsky_core/costs.py`; the tests hold operations against torch's counter) and the",
-    "published times of one H100 (arXiv 2511.14993, table 5, 100 evaluations). **A calculation,",
-    "not a measurement**: no GPU was used.",
+    "(`kandinsky_core/planning/costs.py`; the tests hold operations against torch's counter)",
+    "and the published times of one H100 (arXiv 2511.14993, table 5, 100 evaluations). **A",
+    "calculation, not a measurement**: no GPU was used.",
 )
 OF_TIMES = (
     "Sparse attention is taken to run at the speed of dense attention per operation; what its map",

@@ -13,12 +13,12 @@ import torch
 from diffusers import Kandinsky5T2VPipeline, Kandinsky5Transformer3DModel
 
 from kandinsky_core.checkpoint import describe_metadata, load_transformer, save_checkpoint
-from kandinsky_core.config import DiTConfig, VideoVAEConfig
+from kandinsky_core.family.config import DiTConfig, VideoVAEConfig
+from kandinsky_core.family.settings import SamplingSettings
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.generate import GenerateRequest, generate
 from kandinsky_core.nano import nano_path
 from kandinsky_core.pipeline import Pipeline, identify_model, load_pipeline
-from kandinsky_core.settings import SamplingSettings
-from kandinsky_core.variants import VARIANTS
 
 from . import vae
 from .case import Case, Goal

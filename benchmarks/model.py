@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from kandinsky_core.attention import MapReport, Nabla, attend_gathered, load_backend
-from kandinsky_core.config import DiTConfig
+from kandinsky_core.family.config import DiTConfig
 from kandinsky_core.models import CrossDiT
 
 from .case import Case, Goal

@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 
 from kandinsky_core.attention import Nabla
-from kandinsky_core.config import DiTConfig
+from kandinsky_core.family.config import DiTConfig
 from kandinsky_core.models import CrossDiT
 from kandinsky_core.text import TextConditioning
 

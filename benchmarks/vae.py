@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo
 
-from kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
+from kandinsky_core.family.config import ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.models import ImageVAE, VideoVAE
 
 from .case import Case, Goal

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .caching import BlockCache
-from .checkpoint import add_triggers
+from .family.overrides import SizeClass, row_of_class
+from .family.settings import EXAMPLE_FILES, Attention, SamplingSettings, Task
+from .family.shapes import Size, VideoShape, cover_crop, resolve_size
 from .flow import (
     Step,
     VisualCondition,
@@ -26,11 +28,8 @@ from .flow import (
 )
 from .guided_model import GuidedModel
 from .models import ImageVAE, VideoVAE, to_model_space, to_vae_space
-from .overrides import SizeClass, row_of_class
 from .pipeline import Pipeline, nabla_for
-from .settings import EXAMPLE_FILES, Attention, SamplingSettings, Task
-from .shapes import Size, VideoShape, cover_crop, resolve_size
-from .text import TextConditioning
+from .text import TextConditioning, add_triggers
 from .video import to_pixels, to_uint8
 
 IMAGE_TASKS: tuple[Task, ...] = ("i2v", "i2i")

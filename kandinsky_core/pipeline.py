@@ -22,13 +22,13 @@ from .checkpoint import (
     merge_loras,
     read_lora,
 )
-from .config import DiTConfig, ImageVAEConfig, VideoVAEConfig
+from .family.config import DiTConfig, ImageVAEConfig, VideoVAEConfig
+from .family.settings import SamplingSettings, Task
+from .family.shapes import Geometry
+from .family.variants import VAE_OF
 from .models import CrossDiT, ImageVAE, VideoVAE
 from .nano import NanoPart, nano_path
-from .settings import SamplingSettings, Task
-from .shapes import Geometry
 from .text import TextEncoder, load_qwen_clip_folder
-from .variants import VAE_OF
 
 NANO = "nano"
 BUNDLED: dict[str, NanoPart] = {NANO: "transformer", "nano-edit": "edit_transformer"}

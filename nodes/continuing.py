@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..kandinsky_core.shapes import check_frames, check_size
+from ..kandinsky_core.family import check_frames, check_size
 from . import host
 from .convert import fill_size
 from .latents import CATEGORY, MAX_FRAMES, batch_input, empty_latent, size_inputs

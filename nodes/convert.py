@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..kandinsky_core.shapes import cover_crop
+from ..kandinsky_core.family import cover_crop
 
 
 def fill_size(image: Tensor, height: int, width: int) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import InputImpl, io
 
-from ..kandinsky_core.settings import FPS
+from ..kandinsky_core.family import FPS
 from ..kandinsky_core.video import to_uint8, write_video
 from . import host
 from .convert import pixels_to_image

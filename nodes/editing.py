@@ -7,8 +7,7 @@ from typing import Any, get_args
 import torch
 from comfy_api.latest import io
 
-from ..kandinsky_core.overrides import SizeClass, row_of_class
-from ..kandinsky_core.shapes import RELEASED, VideoShape, resolve_size
+from ..kandinsky_core.family import RELEASED, SizeClass, VideoShape, resolve_size, row_of_class
 from . import host
 from .convert import fill_size
 from .latents import CATEGORY, MAX_SIDE, batch_input

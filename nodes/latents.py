@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..kandinsky_core.family import VideoShape, frames_for_seconds
 from ..kandinsky_core.flow import normalize_first_frames
-from ..kandinsky_core.shapes import VideoShape, frames_for_seconds
 from . import host
 from .convert import fill_size
 

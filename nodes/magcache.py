@@ -18,8 +18,7 @@ from ..kandinsky_core.caching import (
     released_ratios,
     save_ratios,
 )
-from ..kandinsky_core.settings import Release, Task
-from ..kandinsky_core.shapes import Size
+from ..kandinsky_core.family import Release, Size, Task
 from . import host
 from .sampling import make_sigmas
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..kandinsky_core.attention import BACKENDS, load_backend
-from ..kandinsky_core.settings import Attention
+from ..kandinsky_core.family import Attention
 from . import host
 
 CATEGORY = "Kandinsky 5/acceleration"

@@ -7,9 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..kandinsky_core.plan import GIB
-from ..kandinsky_core.plan_jobs import smaller_sizes
-from ..kandinsky_core.plan_report import describe, fits, verdict
+from ..kandinsky_core.planning import GIB, describe, fits, smaller_sizes, verdict
 from . import host
 from .latents import empty_latent, size_inputs
 

@@ -8,8 +8,7 @@ from comfy_api.latest import io
 
 from ..kandinsky_core.caching import describe_release
 from ..kandinsky_core.checkpoint import NEEDS
-from ..kandinsky_core.overrides import Orientation
-from ..kandinsky_core.presets import PRESETS
+from ..kandinsky_core.family import PRESETS, Orientation
 from . import host
 
 _Choice = io.Custom("COMBO")

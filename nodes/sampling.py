@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..kandinsky_core.family import pixel_shape
 from ..kandinsky_core.flow import timesteps
-from ..kandinsky_core.shapes import pixel_shape
 from . import host
 
 CATEGORY = "Kandinsky 5"

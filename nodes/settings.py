@@ -7,14 +7,14 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..kandinsky_core.checkpoint import CheckpointInfo
-from ..kandinsky_core.overrides import (
+from ..kandinsky_core.family import (
     TYPED,
+    Attention,
     Orientation,
     Override,
     SizeClass,
     choose_settings,
 )
-from ..kandinsky_core.settings import Attention
 from . import host
 from .latents import MAX_FRAMES, MAX_SIDE
 

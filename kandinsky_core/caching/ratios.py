@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+from ..family.settings import SIZES_512, Release, SamplingSettings, Task
 from ..files import atomic_write
-from ..settings import SIZES_512, Release, SamplingSettings, Task
 
 FORMAT = "kandinsky_core.magcache_ratios"
 VERSION = 1

@@ -10,16 +10,20 @@ from .load import (
     load_vae,
     open_checkpoint,
 )
-from .lora import Lora, LoraPair, add_triggers, read_lora
-from .lora_apply import (
+from .lora import (
+    Lora,
     LoraMatch,
+    LoraPair,
+    SavedStyle,
     fitting_variants,
     layer_shapes,
+    lora_tensors,
     match_lora,
     merge_loras,
     name_layers,
+    read_lora,
+    save_lora,
 )
-from .lora_save import SavedStyle, lora_tensors, save_lora
 from .save import save_checkpoint
 
 __all__ = [
@@ -30,7 +34,6 @@ __all__ = [
     "LoraMatch",
     "LoraPair",
     "SavedStyle",
-    "add_triggers",
     "assign_weights",
     "describe_metadata",
     "facts_in_name",

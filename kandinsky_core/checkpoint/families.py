@@ -2,7 +2,7 @@
 
 A signature is a tensor name that only one layout has. What stands before it in a file is that
 file's prefix ("model.diffusion_model.", "transformer."...), so prefixes need no list.
-Autoencoders are recognised by `models/vae_keys.py`, which knows both of their layouts.
+Autoencoders are recognised by `models/vae/keys.py`, which knows both of their layouts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..models.vae_keys import VAELayout, detect_vae_layout
+from ..models.vae.keys import VAELayout, detect_vae_layout
 from ..weights import Component
 
 

@@ -14,10 +14,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from ..config import METADATA_KEY, DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
 from ..errors import CheckpointError
-from ..models.vae_keys import VAELayout
-from ..settings import (
+from ..family.config import METADATA_KEY, DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
+from ..family.settings import (
     DEFAULT_RELEASES,
     RELEASES,
     Release,
@@ -25,7 +24,8 @@ from ..settings import (
     Task,
     find_settings,
 )
-from ..variants import VAES
+from ..family.variants import VAES
+from ..models.vae.keys import VAELayout
 from ..weights import (
     ARCHITECTURE,
     Component,

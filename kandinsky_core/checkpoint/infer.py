@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Mapping
 
-from ..config import DiTConfig, ImageVAEConfig, VideoVAEConfig
-from ..models.vae_keys import VAELayout
-from ..models.vae_layers import pixel_channels
-from ..variants import VARIANTS
+from ..family.config import DiTConfig, ImageVAEConfig, VideoVAEConfig
+from ..family.variants import VARIANTS
+from ..models.vae.keys import VAELayout
+from ..models.vae.layers import pixel_channels
 
 Shapes = Mapping[str, tuple[int, ...]]
 

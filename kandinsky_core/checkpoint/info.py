@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..config import DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
-from ..settings import Release, SamplingSettings, Stage, Task, tasks_of
+from ..family.config import DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
+from ..family.settings import Release, SamplingSettings, Stage, Task, tasks_of
 from ..weights import Component, Header
 from .families import QWEN_TEXT, QWEN_VISION, Family
 

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from ..errors import CheckpointError
+from ..family.config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from ..models import CrossDiT, ImageVAE, PackedOps, TorchOps, VideoVAE
-from ..models.vae_keys import to_diffusers_key, to_diffusers_shape
+from ..models.vae.keys import to_diffusers_key, to_diffusers_shape
 from ..text import NanoTextEncoder, load_nano_text_encoder
 from ..weights import Component, PackedWeight, WeightFiles, packed_names
 from .identify import identify, strip_prefix

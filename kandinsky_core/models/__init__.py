@@ -2,12 +2,18 @@
 
 from .dit import AroundBlock, AroundBlocks, CrossDiT
 from .dit_memory import cache_bytes, call_bytes
-from .latent_space import to_model_space, to_vae_space
 from .ops import Ops, PackedOps, TorchOps
-from .tiling import TilePlan, plan_bytes, plan_tiles
-from .vae_image import ImageVAE
-from .vae_memory import tensor_bytes, tile_bytes
-from .vae_video import VideoVAE
+from .vae import (
+    ImageVAE,
+    TilePlan,
+    VideoVAE,
+    plan_bytes,
+    plan_tiles,
+    tensor_bytes,
+    tile_bytes,
+    to_model_space,
+    to_vae_space,
+)
 
 __all__ = [
     "AroundBlock",

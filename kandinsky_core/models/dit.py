@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import Attend, Nabla, Tiling, attend
-from ..config import DiTConfig
+from ..family.config import DiTConfig
 from .layers import (
     OutLayer,
     TextBlock,

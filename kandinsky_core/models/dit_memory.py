@@ -15,7 +15,7 @@ import math
 import torch
 
 from ..attention import Nabla, gathered_bytes, map_bytes
-from ..config import DiTConfig
+from ..family.config import DiTConfig
 
 FP32 = 4
 """Bytes."""

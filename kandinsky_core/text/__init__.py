@@ -5,7 +5,7 @@ The protocol, the nano family's encoder, Qwen2.5-VL with CLIP, and prompt expans
 
 from __future__ import annotations
 
-from ..settings import VIDEO_NEGATIVE_PROMPT
+from ..family.settings import VIDEO_NEGATIVE_PROMPT
 from .expand import (
     EXPANSION_TEMPERATURE,
     EXPANSION_TOKENS,
@@ -35,6 +35,7 @@ from .templates import (
     TEMPLATES,
     Template,
 )
+from .triggers import add_triggers
 from .vision import fit_for_qwen
 from .writing import (
     MAX_TEMPERATURE,
@@ -71,6 +72,7 @@ __all__ = [
     "TokenChooser",
     "Writer",
     "Written",
+    "add_triggers",
     "expand_prompt",
     "fit_for_qwen",
     "halve_images",

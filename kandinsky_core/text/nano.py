@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..config import METADATA_KEY, NanoTextConfig
 from ..errors import CheckpointError
+from ..family.config import METADATA_KEY, NanoTextConfig
 from ..files import atomic_write
 from .protocol import Task, TextConditioning
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..settings import Task
+from ..family.settings import Task
 
 
 @dataclass(frozen=True, eq=False)

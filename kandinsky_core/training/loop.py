@@ -27,9 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..distributed import SINGLE, Group
 from ..errors import CheckpointError
 from ..files import atomic_write
+from .distributed import SINGLE, Group
 from .optim import Schedule
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ Source: arXiv 2511.14993, section 3, and kandinskylab/kandinsky-5 for the condit
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,34 +14,13 @@ from torch import Tensor
 from ..flow import VisualCondition, interpolate, shift_times, velocity_target
 from ..text import TextConditioning
 from .attention import attend_products
+from .data.batch import LatentBatch
 from .layout import near_objects
 
 TIME_MEAN, TIME_STD = 0.3, 1.2
 """Of the logit of the times before the shift."""
 FOCUS = 5.0
 """How much more errors on and around objects count, where there is little noise."""
-
-
-@dataclass(frozen=True)
-class LatentBatch:
-    """Clips of one shape with what they are conditioned on."""
-
-    latents: Tensor
-    """(B, C, T, H, W): what the model learns to make."""
-    first_frames: Tensor
-    """(B, C, 1, H, W): the first frame encoded alone, as inference encodes a given image."""
-    given_first: Tensor
-    """(B,) bool: rows of image to video, which see their first frame."""
-    prompts: list[str]
-    """B captions; an empty one is the null prompt."""
-    layout: Tensor
-    """(B, T, O, E): see `layout.scene_layout`."""
-    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Divisor of the rotary angles (t, h, w) at this size."""
-    sources: Tensor | None = None
-    """(B, C, T, H, W): pictures that `latents` are edits of; None for other tasks."""
-    source_layout: Tensor | None = None
-    """(B, T, O, E) of the sources: what is taken away there matters as much as what comes."""
 
 
 def sample_times(count: int, generator: torch.Generator, *, shift: float = 3.0) -> Tensor:

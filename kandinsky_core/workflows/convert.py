@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from ..errors import WorkflowError
 from ..files import atomic_write, check_writable
+from .chains import Plan, is_kandinsky_raw
 from .formats import load_json, read_workflow, write_workflow
 from .graph import Graph, Json, Link, Node
 from .nano import put_nano
 from .native import NATIVE
 from .official import OFFICIAL
-from .plan import Plan, is_kandinsky_raw
 from .replacement import LOST, NewNode, Out, Replacement
 from .tables import PREFIX
 

@@ -6,8 +6,8 @@ the first frame is a node after it.
 
 from __future__ import annotations
 
+from .chains import Plan
 from .graph import BYPASSED, Node
-from .plan import Plan
 from .replacement import LOST, Replacement, Rule, loaded_model, make_decode, make_one
 from .tables import CONTROL, SAMPLERS
 

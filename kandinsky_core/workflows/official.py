@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .chains import Chain, Plan
 from .graph import Link, Node
-from .plan import Chain, Plan
 from .replacement import (
     LOST,
     NewNode,

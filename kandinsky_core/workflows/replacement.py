@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from .chains import Chain, Plan
 from .graph import Link, Node
-from .plan import Chain, Plan
 
 
 @dataclass(eq=False)

@@ -6,11 +6,8 @@ behind it (MODEL, CLIP, VAE) are subclasses of ComfyUI's own, so native nodes ta
 
 from __future__ import annotations
 
-from .attention import AttentionChoice, with_attention, with_watch
-from .caching import measure_ratios, with_magcache
-from .chosen import chosen_before, with_settings
-from .conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen, task_of
-from .expand import expand_prompt
+from .attention.choice import AttentionChoice, with_attention, with_watch
+from .attention.foreign import with_foreign_nabla, without_foreign_nabla
 from .files import (
     NANO,
     NANO_EDIT,
@@ -23,11 +20,14 @@ from .files import (
     ratios_path,
     temporary_file,
 )
-from .foreign import with_foreign_nabla, without_foreign_nabla
 from .inputs import NO_FILE, fingerprint_input, input_texts, read_prompts
 from .latents import SPACE, pixel_size
 from .lora import with_lora, with_triggers
-from .model import (
+from .model.caching import measure_ratios, with_magcache
+from .model.chosen import chosen_before, with_settings
+from .model.conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen, task_of
+from .model.load import WEIGHT_DTYPES, load_model
+from .model.model import (
     check_size,
     is_kandinsky,
     makes_images_only,
@@ -37,13 +37,13 @@ from .model import (
     to_model_space,
     to_vae_space,
 )
-from .model_load import WEIGHT_DTYPES, load_model
-from .native_blocks import with_native_blocks
+from .model.native_blocks import with_native_blocks
+from .model.sampling import native_sigmas, sample_latents, sampling_shift
 from .plan import free_main_memory, free_memory, make_job
 from .routes import add_routes
 from .run import PROMPT, prompt_of, record, set_conditioning, show_text
-from .sampling import native_sigmas, sample_latents, sampling_shift
-from .text import TASKS, encode_text, fingerprint_vision, load_text_encoders
+from .text.clip import TASKS, encode_text, fingerprint_vision, load_text_encoders
+from .text.expand import expand_prompt
 from .vae import (
     decode_frames,
     encode_clip,

@@ -13,8 +13,7 @@ import folder_paths
 
 from ...kandinsky_core.checkpoint import facts_in_name, identify
 from ...kandinsky_core.errors import MissingExtraError
-from ...kandinsky_core.presets import Part
-from ...kandinsky_core.settings import Release
+from ...kandinsky_core.family import Part, Release
 
 Folder = Literal["diffusion_models", "text_encoders", "vae", "loras"]
 

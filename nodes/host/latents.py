@@ -8,11 +8,9 @@ import comfy.latent_formats
 from torch import Tensor
 
 from ...kandinsky_core.checkpoint import CheckpointInfo, identify
-from ...kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
+from ...kandinsky_core.family import RELEASED, VAE_OF, VAES, ImageVAEConfig, Size, VideoVAEConfig
 from ...kandinsky_core.models import to_model_space, to_vae_space
 from ...kandinsky_core.nano import nano_path
-from ...kandinsky_core.shapes import RELEASED, Size
-from ...kandinsky_core.variants import VAE_OF, VAES
 from .preview_colors import NANO_RGB_BIAS, NANO_RGB_FACTORS
 
 SPACE = "k5_space"

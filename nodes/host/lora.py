@@ -14,8 +14,8 @@ from comfy.model_patcher import ModelPatcher
 
 from ...kandinsky_core.checkpoint import layer_shapes, lora_tensors, match_lora, read_lora
 from .prompt import TRIGGERS
-from .text import is_ours
-from .text_native import is_native_pair, with_trigger_option
+from .text.clip import is_ours
+from .text.native import is_native_pair, with_trigger_option
 
 
 def with_lora(model: ModelPatcher, path: Path, strength: float) -> tuple[ModelPatcher, str]:

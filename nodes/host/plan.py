@@ -10,11 +10,10 @@ import psutil
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...kandinsky_core.plan import Job
-from ...kandinsky_core.plan_jobs import USUAL_DENSITY, text_size
-from .attention import chosen_attention
-from .caching import has_cache
-from .model import model_info, settings_for
+from ...kandinsky_core.planning import USUAL_DENSITY, Job, text_size
+from .attention.choice import chosen_attention
+from .model.caching import has_cache
+from .model.model import model_info, settings_for
 from .packed import packed_layers
 from .vae import VAE
 

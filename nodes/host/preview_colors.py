@@ -1,7 +1,7 @@
 """Linear guess at the picture behind nano's latents, for previews while sampling.
 
-Fitted by `python -m kandinsky_core.training.preview` (R^2 0.97). It belongs to the bundled VAE's
-encoder; tests/nodes/test_vae.py says when it no longer fits.
+Fitted by `python -m kandinsky_core.training.studies.preview` (R^2 0.97). It belongs to the
+bundled VAE's encoder; tests/nodes/test_vae.py says when it no longer fits.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ...kandinsky_core.checkpoint import add_triggers
+from ...kandinsky_core.text import add_triggers
 
 TRIGGERS = "k5_triggers"
 """Tokenizer option: texts of LoRAs that belong before the prompt, a tuple."""

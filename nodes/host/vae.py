@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import load_vae as load_core_vae
-from ...kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
+from ...kandinsky_core.family import ImageVAEConfig, VideoVAEConfig
 from ...kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, plan_tiles, tile_bytes
 from .latents import NANO, SPACE, LatentSpace, space_of_vae
 from .run import Progress, check_cancelled

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from kandinsky_core.checkpoint import describe_metadata, identify, load_transformer, load_vae
-from kandinsky_core.config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.errors import CheckpointError
+from kandinsky_core.family.config import DiTConfig, ImageVAEConfig, VideoVAEConfig
+from kandinsky_core.family.settings import Release
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.models import CrossDiT, ImageVAE, VideoVAE
-from kandinsky_core.models.vae_keys import to_original_key
+from kandinsky_core.models.vae.keys import to_original_key
 from kandinsky_core.nano import nano_path
-from kandinsky_core.settings import Release
-from kandinsky_core.variants import VARIANTS
 
 BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}
 

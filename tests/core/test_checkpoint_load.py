@@ -23,12 +23,12 @@ from kandinsky_core.checkpoint import (
     open_checkpoint,
     save_checkpoint,
 )
-from kandinsky_core.config import ImageVAEConfig, NanoTextConfig, VideoVAEConfig
 from kandinsky_core.errors import CheckpointError, OutputError
+from kandinsky_core.family.config import ImageVAEConfig, NanoTextConfig, VideoVAEConfig
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.models import CrossDiT, ImageVAE, VideoVAE
-from kandinsky_core.models.vae_keys import to_original_key
+from kandinsky_core.models.vae.keys import to_original_key
 from kandinsky_core.text import NanoTextEncoder, save_nano_text_encoder
-from kandinsky_core.variants import VARIANTS
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from kandinsky_core import errors
-from kandinsky_core.__main__ import build_parser, main
+from kandinsky_core.__main__ import main
 from kandinsky_core.checkpoint import describe_metadata, identify, save_checkpoint
-from kandinsky_core.cli_jobs import DECIDING, NOT_DECIDING, checksum
-from kandinsky_core.config import DiTConfig, NanoTextConfig, VideoVAEConfig
+from kandinsky_core.cli.jobs import DECIDING, NOT_DECIDING, checksum
+from kandinsky_core.cli.parser import build_parser
+from kandinsky_core.family.config import DiTConfig, NanoTextConfig, VideoVAEConfig
+from kandinsky_core.family.variants import VAES, VARIANTS
 from kandinsky_core.models import CrossDiT, ImageVAE, VideoVAE
 from kandinsky_core.text import NanoTextEncoder, Written, save_nano_text_encoder
-from kandinsky_core.variants import VAES, VARIANTS
 from kandinsky_core.video import (
     read_image,
     read_image_metadata,

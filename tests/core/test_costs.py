@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kandinsky_core.attention import attend_reference
-from kandinsky_core.costs import count_parameters, step_cost, step_traffic
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.models import CrossDiT
-from kandinsky_core.variants import VARIANTS
+from kandinsky_core.planning.costs import count_parameters, step_cost, step_traffic
 from tooling.environment import ROOT
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from kandinsky_core.config import NanoTextConfig
+from kandinsky_core.family.config import NanoTextConfig
 from kandinsky_core.text import (
     CannotWriteError,
     NanoTextEncoder,

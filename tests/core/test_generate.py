@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from kandinsky_core.checkpoint import Lora, LoraMatch, LoraPair
-from kandinsky_core.config import VideoVAEConfig
+from kandinsky_core.family.config import VideoVAEConfig
+from kandinsky_core.family.settings import RELEASES, Release, SamplingSettings
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.flow import Step, normalize_first_frames
 from kandinsky_core.generate import (
     Generated,
@@ -24,9 +26,7 @@ from kandinsky_core.generate import (
 )
 from kandinsky_core.models import CrossDiT, VideoVAE, to_model_space
 from kandinsky_core.pipeline import Pipeline
-from kandinsky_core.settings import RELEASES, Release, SamplingSettings
 from kandinsky_core.text import TextConditioning
-from kandinsky_core.variants import VARIANTS
 
 SETTINGS = SamplingSettings(
     num_steps=3,

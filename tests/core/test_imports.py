@@ -21,10 +21,7 @@ REFUSED = sorted(OPTIONAL | HOST_MODULES | {"comfy_api", "huggingface_hub", "tor
 
 # What each part of the core may not know, nearest the bottom first.
 FORBIDDEN_IN_CORE = {
-    "config": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
-    "variants": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
-    "shapes": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
-    "settings": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
+    "family": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
     "weights": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
     "attention": {"models", "flow", "text", "checkpoint", "generate", "training"},
     "models": {"flow", "text", "checkpoint", "generate", "training"},

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from kandinsky_core.__main__ import main
 from kandinsky_core.checkpoint import (
     LoraPair,
-    add_triggers,
     fitting_variants,
     layer_shapes,
     match_lora,
@@ -23,8 +22,9 @@ from kandinsky_core.checkpoint import (
     save_lora,
 )
 from kandinsky_core.errors import CheckpointError, OutputError
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.models import CrossDiT
-from kandinsky_core.variants import VARIANTS
+from kandinsky_core.text import add_triggers
 
 DEBUG = VARIANTS["debug"]
 LAYERS = (

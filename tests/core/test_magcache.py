@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from kandinsky_core.caching import Counts, MagCache, MagRatios, find_ratios
-from kandinsky_core.config import VideoVAEConfig
+from kandinsky_core.family.config import VideoVAEConfig
+from kandinsky_core.family.settings import RELEASES, SamplingSettings
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.generate import GenerateRequest, generate
 from kandinsky_core.models import CrossDiT, VideoVAE
 from kandinsky_core.pipeline import Pipeline
-from kandinsky_core.settings import RELEASES, SamplingSettings
 from kandinsky_core.text import TextConditioning
-from kandinsky_core.variants import VARIANTS
 
 SETTINGS = SamplingSettings(
     num_steps=10,

@@ -13,10 +13,10 @@ import torch
 
 from kandinsky_core.__main__ import main
 from kandinsky_core.checkpoint import describe_metadata, save_checkpoint
-from kandinsky_core.config import DiTConfig, NanoTextConfig, VideoVAEConfig
+from kandinsky_core.family.config import DiTConfig, NanoTextConfig, VideoVAEConfig
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.models import CrossDiT, VideoVAE
 from kandinsky_core.text import NanoTextEncoder, save_nano_text_encoder
-from kandinsky_core.variants import VARIANTS
 from kandinsky_core.video import read_image, read_image_metadata, write_image
 
 DIT = DiTConfig(48, 96, 32, 1, 1, (4, 6, 6), latent_channels=4, text_dim=16, pooled_dim=16)

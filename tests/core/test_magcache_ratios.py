@@ -19,12 +19,12 @@ from kandinsky_core.caching import (
     save_ratios,
 )
 from kandinsky_core.errors import OutputError
+from kandinsky_core.family.settings import RELEASES, Release
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.flow import VisualCondition, make_noise, sample, timesteps
 from kandinsky_core.guided_model import GuidedModel
 from kandinsky_core.models import CrossDiT
-from kandinsky_core.settings import RELEASES, Release
 from kandinsky_core.text import TextConditioning
-from kandinsky_core.variants import VARIANTS
 
 
 def table(release: Release, *, large: bool = False) -> MagRatios:

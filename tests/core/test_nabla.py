@@ -22,8 +22,8 @@ from kandinsky_core.attention import (
     sliding_window,
     top_p_blocks,
 )
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.models import CrossDiT
-from kandinsky_core.variants import VARIANTS
 
 CONFIG = replace(VARIANTS["debug"], visual_cond=False)
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from kandinsky_core.attention import Nabla, attend
-from kandinsky_core.config import VideoVAEConfig
+from kandinsky_core.family.config import VideoVAEConfig
+from kandinsky_core.family.settings import RELEASES, Release, SamplingSettings
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.generate import GenerateRequest, generate
 from kandinsky_core.guided_model import GuidedModel
 from kandinsky_core.models import CrossDiT, VideoVAE
 from kandinsky_core.pipeline import Pipeline, nabla_for
-from kandinsky_core.settings import RELEASES, Release, SamplingSettings
 from kandinsky_core.text import TextConditioning
-from kandinsky_core.variants import VARIANTS
 
 SETTINGS = SamplingSettings(
     num_steps=2,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from kandinsky_core.training import evaluate
+from kandinsky_core.training.studies import evaluate
 
 
 @pytest.mark.slow

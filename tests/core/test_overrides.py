@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kandinsky_core.overrides import Override, choose_settings
-from kandinsky_core.settings import RELEASES, Release
+from kandinsky_core.family.overrides import Override, choose_settings
+from kandinsky_core.family.settings import RELEASES, Release
 
 PRO = RELEASES[Release("video_pro", "i2v", 5, "sft")]
 LITE_10S = RELEASES[Release("video_lite", "t2v", 10, "sft")]

@@ -13,8 +13,8 @@ from kandinsky_core.attention import Nabla, attend_dense, attend_gathered
 from kandinsky_core.attention.backends import gathered
 from kandinsky_core.caching import MagCache, MagRatios
 from kandinsky_core.checkpoint import load_transformer
-from kandinsky_core.config import DiTConfig, VideoVAEConfig
-from kandinsky_core.costs import count_parameters
+from kandinsky_core.family.config import DiTConfig, VideoVAEConfig
+from kandinsky_core.family.variants import VAES, VARIANTS
 from kandinsky_core.flow import make_noise, sample, timesteps
 from kandinsky_core.guided_model import GuidedModel
 from kandinsky_core.models import (
@@ -25,7 +25,9 @@ from kandinsky_core.models import (
     call_bytes,
     plan_bytes,
 )
-from kandinsky_core.plan import (
+from kandinsky_core.planning.costs import count_parameters
+from kandinsky_core.planning.jobs import Request, make_job
+from kandinsky_core.planning.plan import (
     GIB,
     OFFLOADS,
     best_plan,
@@ -33,10 +35,8 @@ from kandinsky_core.plan import (
     sampling_bytes,
     shorter_that_fits,
 )
-from kandinsky_core.plan_jobs import Request, make_job
-from kandinsky_core.plan_report import fits, verdict
+from kandinsky_core.planning.report import fits, verdict
 from kandinsky_core.text import TextConditioning
-from kandinsky_core.variants import VAES, VARIANTS
 
 SQUARE = DiTConfig(64, 256, 32, 1, 2, (8, 12, 12), latent_channels=4, text_dim=24, pooled_dim=12)
 NARROW = replace(SQUARE, ff_dim=128)

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from kandinsky_core.checkpoint.info import facts_in_name
-from kandinsky_core.presets import CLIP, IMAGE_VAE, PRESETS, QWEN, VIDEO_VAE
-from kandinsky_core.settings import RELEASES
+from kandinsky_core.family.presets import CLIP, IMAGE_VAE, PRESETS, QWEN, VIDEO_VAE
+from kandinsky_core.family.settings import RELEASES
 
 # written out from the published figures: steps, cfg, shift, width, height, frames
 FIGURES = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kandinsky_core.settings import (
+from kandinsky_core.family.settings import (
     DEFAULT_RELEASES,
     RELEASES,
     Release,
     find_settings,
 )
-from kandinsky_core.shapes import Geometry, VideoShape
-from kandinsky_core.variants import VARIANTS
+from kandinsky_core.family.shapes import Geometry, VideoShape
+from kandinsky_core.family.variants import VARIANTS
 
 R512, R1024 = (1.0, 2.0, 2.0), (1.0, 3.16, 3.16)
 DENSE = None

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
-from kandinsky_core.shapes import (
+from kandinsky_core.family.config import ImageVAEConfig, VideoVAEConfig
+from kandinsky_core.family.shapes import (
     Geometry,
     VideoShape,
     check_frames,
@@ -21,7 +21,7 @@ from kandinsky_core.shapes import (
     pixel_shape,
     resolve_size,
 )
-from kandinsky_core.variants import VARIANTS
+from kandinsky_core.family.variants import VARIANTS
 
 NABLA = Geometry(tile_thw=(1, 8, 8))
 NANO_NABLA = Geometry(tile_thw=(1, 2, 2))

@@ -10,21 +10,21 @@ import torch
 
 from kandinsky_core.attention import Nabla, Tiling, sliding_window, top_p_blocks
 from kandinsky_core.caching import MagRatios
-from kandinsky_core.distributed import Group
 from kandinsky_core.nano import nano_path
-from kandinsky_core.training import cache_study
-from kandinsky_core.training import sparsity_study as study
-from kandinsky_core.training.evaluate import PARTS, TEST_SETS, load
-from kandinsky_core.training.features import (
+from kandinsky_core.training.distributed import Group
+from kandinsky_core.training.studies import cache as cache_study
+from kandinsky_core.training.studies import sparsity as study
+from kandinsky_core.training.studies.evaluate import PARTS, TEST_SETS, load
+from kandinsky_core.training.studies.features import (
     NUM_FEATURES,
     ClipFeatures,
     frechet_distance,
     prepare,
     train_features,
 )
-from kandinsky_core.training.paired import around, resamples, share_difference
-from kandinsky_core.training.sparsity_levels import LevelCounter, find_p, find_window
-from kandinsky_core.training.sparsity_report import WHAT, make_report
+from kandinsky_core.training.studies.intervals import around, resamples, share_difference
+from kandinsky_core.training.studies.sparsity_levels import LevelCounter, find_p, find_window
+from kandinsky_core.training.studies.sparsity_report import WHAT, make_report
 
 
 def test_frechet_distance_of_known_gaussians():

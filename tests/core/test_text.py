@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kandinsky_core.config import NanoTextConfig
 from kandinsky_core.errors import CheckpointError
+from kandinsky_core.family.config import NanoTextConfig
 from kandinsky_core.text import (
     TEMPLATES,
     NanoTextEncoder,

@@ -10,20 +10,21 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kandinsky_core.config import NanoTextConfig
-from kandinsky_core.distributed import Group
 from kandinsky_core.errors import CheckpointError
+from kandinsky_core.family.config import NanoTextConfig
+from kandinsky_core.family.variants import NANO_VIDEO_VAE, VARIANTS
 from kandinsky_core.flow import VisualCondition
 from kandinsky_core.models import CrossDiT, VideoVAE
 from kandinsky_core.text import NanoTextEncoder
 from kandinsky_core.text.nano import NUM_SPECIAL_IDS
 from kandinsky_core.training.alignment import Readers
-from kandinsky_core.training.data import (
+from kandinsky_core.training.data.latents import (
     Bucket,
     LatentCache,
     encode_bucket,
     sample_training_scene,
 )
+from kandinsky_core.training.distributed import Group
 from kandinsky_core.training.layout import OBJECT_ENTRIES, scene_layout
 from kandinsky_core.training.loop import Loop, LoopSettings, step_generator
 from kandinsky_core.training.objectives import (
@@ -35,8 +36,8 @@ from kandinsky_core.training.objectives import (
     sample_times,
 )
 from kandinsky_core.training.optim import Muon, Schedule, make_optimizers, orthogonalize
-from kandinsky_core.training.pretrain import NanoModel, Phase, make_objective
-from kandinsky_core.training.train_vae import (
+from kandinsky_core.training.stages.pretrain import NanoModel, Phase, make_objective
+from kandinsky_core.training.stages.vae import (
     CropKind,
     cut_around_object,
     decorrelation_loss,
@@ -44,9 +45,8 @@ from kandinsky_core.training.train_vae import (
     fresh_vae,
     vae_losses,
 )
-from kandinsky_core.training.train_vae import sample_training_scene as sample_vae_scene
+from kandinsky_core.training.stages.vae import sample_training_scene as sample_vae_scene
 from kandinsky_core.training.world import ObjectSpec, Scene, is_held_out, vocabulary
-from kandinsky_core.variants import NANO_VIDEO_VAE, VARIANTS
 
 TINY = replace(
     VARIANTS["debug"], latent_channels=4, text_dim=16, pooled_dim=16, num_visual_blocks=1

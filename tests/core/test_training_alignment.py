@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kandinsky_core.attention import attend_reference
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.models import CrossDiT
 from kandinsky_core.models.rope import apply_rope, rope_3d
 from kandinsky_core.training.alignment import middle_tokens, start_as_neighbourhoods
@@ -21,7 +22,6 @@ from kandinsky_core.training.layout import (
     token_targets,
 )
 from kandinsky_core.training.world import ObjectSpec, Scene
-from kandinsky_core.variants import VARIANTS
 
 RED_STAR = ObjectSpec("star", "red", "medium", "right", x=-0.3, y=0.25, travel=0.6)
 BLUE_CIRCLE = ObjectSpec("circle", "blue", "small", "still", x=0.5, y=-0.5)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kandinsky_core.config import VideoVAEConfig
+from kandinsky_core.family.config import VideoVAEConfig
 from kandinsky_core.models import VideoVAE
-from kandinsky_core.training.balance import change_basis, find_basis
+from kandinsky_core.training.stages.vae_balance import change_basis, find_basis
 
 TINY_VAE = VideoVAEConfig(
     (8, 8, 8),

@@ -13,24 +13,24 @@ from kandinsky_core.checkpoint import (
     load_transformer,
     save_checkpoint,
 )
-from kandinsky_core.config import NanoTextConfig
-from kandinsky_core.distributed import Group
 from kandinsky_core.errors import CheckpointError
+from kandinsky_core.family.config import NanoTextConfig
+from kandinsky_core.family.variants import NANO_VIDEO_VAE, VARIANTS
 from kandinsky_core.flow import interpolate
 from kandinsky_core.models import CrossDiT, VideoVAE
 from kandinsky_core.nano import merge_edit, write_difference
 from kandinsky_core.text import NanoTextEncoder
 from kandinsky_core.text.nano import NUM_SPECIAL_IDS
 from kandinsky_core.training import objectives
-from kandinsky_core.training.data import Bucket, encode_bucket
-from kandinsky_core.training.edit import Editor, export, make_objective, with_words
-from kandinsky_core.training.edit_data import EditCache, encode_edit_shard
+from kandinsky_core.training.data.edits import EditCache, encode_edit_shard
+from kandinsky_core.training.data.latents import Bucket, encode_bucket
+from kandinsky_core.training.distributed import Group
 from kandinsky_core.training.loop import Loop, LoopSettings
 from kandinsky_core.training.objectives import flow_loss
 from kandinsky_core.training.optim import Schedule, make_optimizers
-from kandinsky_core.training.pretrain import NanoModel
+from kandinsky_core.training.stages.edit import Editor, export, make_objective, with_words
+from kandinsky_core.training.stages.pretrain import NanoModel
 from kandinsky_core.training.world import edit_vocabulary, vocabulary
-from kandinsky_core.variants import NANO_VIDEO_VAE, VARIANTS
 
 DIT = replace(VARIANTS["debug"], latent_channels=4, text_dim=16, pooled_dim=16, num_visual_blocks=1)
 VAE = replace(NANO_VIDEO_VAE, block_out_channels=(8, 8, 8), norm_num_groups=2, latent_channels=4)

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kandinsky_core.settings import DEFAULT_RELEASES, RELEASES
-from kandinsky_core.training import evaluate
-from kandinsky_core.training.continuing_study import (
+from kandinsky_core.family.settings import DEFAULT_RELEASES, RELEASES
+from kandinsky_core.training.studies import evaluate
+from kandinsky_core.training.studies.continuing import (
     Given,
     complete,
     largest_change,
     make_table,
 )
-from kandinsky_core.training.drift import drift_table, measure_drift
-from kandinsky_core.training.evaluate import (
+from kandinsky_core.training.studies.drift import drift_table, measure_drift
+from kandinsky_core.training.studies.evaluate import (
     ALL_SETS,
     TEST_SETS,
     checksum,
@@ -25,7 +25,7 @@ from kandinsky_core.training.evaluate import (
     psnr,
     read_answers,
 )
-from kandinsky_core.training.evaluation_report import failures, make_report, wilson
+from kandinsky_core.training.studies.evaluation_report import failures, make_report, wilson
 from kandinsky_core.training.world import held_out_edits, heldout_captions, render
 from kandinsky_core.video import ColorDrift, color_drift
 

@@ -11,17 +11,18 @@ import torch
 from torch.optim import AdamW
 
 from kandinsky_core.checkpoint import layer_shapes, match_lora, merge_loras, read_lora
-from kandinsky_core.distributed import Group
+from kandinsky_core.family.variants import NANO_VIDEO_VAE, VARIANTS
 from kandinsky_core.models import CrossDiT, VideoVAE
 from kandinsky_core.text import TextConditioning
-from kandinsky_core.training.data import Bucket, LatentCache, encode_bucket, encode_shard
+from kandinsky_core.training.data.batch import LatentBatch
+from kandinsky_core.training.data.latents import Bucket, LatentCache, encode_bucket, encode_shard
+from kandinsky_core.training.distributed import Group
 from kandinsky_core.training.layout import LABELS, OBJECT_ENTRIES
 from kandinsky_core.training.loop import Loop, LoopSettings
-from kandinsky_core.training.lora import Adapters, Change, make_objective
-from kandinsky_core.training.objectives import LatentBatch, flow_loss
+from kandinsky_core.training.objectives import flow_loss
 from kandinsky_core.training.optim import Schedule
+from kandinsky_core.training.stages.lora import Adapters, Change, make_objective
 from kandinsky_core.training.world import COLORS, ObjectSpec, Scene, render
-from kandinsky_core.variants import NANO_VIDEO_VAE, VARIANTS
 
 TINY = replace(VARIANTS["debug"], text_dim=16, pooled_dim=16, num_visual_blocks=1)
 TINY_VAE = replace(

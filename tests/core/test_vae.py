@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
-from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, vae_causal
-from kandinsky_core.variants import VAES
+from kandinsky_core.family.config import ImageVAEConfig, VideoVAEConfig
+from kandinsky_core.family.variants import VAES
+from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE
+from kandinsky_core.models.vae import causal
 
 TINY = VideoVAEConfig((8, 8, 16, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4)
 PATCHED = VideoVAEConfig(
@@ -68,13 +69,13 @@ def test_pieces_equal_the_whole(config, monkeypatch):
     pixels, latents = torch.rand(2, 3, 13, 16, 24), torch.randn(2, 4, 4, 2, 3)
     encoded, decoded = vae.encode(pixels), vae.decode(latents)
     convolutions = []
-    pieces = vae_causal.CausalConv3d.in_pieces
+    pieces = causal.CausalConv3d.in_pieces
     monkeypatch.setattr(
-        vae_causal.CausalConv3d,
+        causal.CausalConv3d,
         "in_pieces",
         lambda self, *args: convolutions.append(self) or pieces(self, *args),
     )
-    monkeypatch.setattr(vae_causal, "PIECE_ELEMENTS", 300)
+    monkeypatch.setattr(causal, "PIECE_ELEMENTS", 300)
     torch.testing.assert_close(vae.encode(pixels), encoded, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(vae.decode(latents), decoded, atol=1e-5, rtol=1e-4)
     assert len(convolutions) > 20

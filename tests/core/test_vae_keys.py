@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kandinsky_core.family.variants import VAES
 from kandinsky_core.models import ImageVAE, VideoVAE
-from kandinsky_core.models.vae_keys import (
+from kandinsky_core.models.vae.keys import (
     VAELayout,
     detect_vae_layout,
     to_diffusers_key,
     to_diffusers_shape,
     to_original_key,
 )
-from kandinsky_core.variants import VAES
 
 # Names and shapes as they stand in published files (hunyuan_video_vae, ae.safetensors).
 VIDEO_FILE = {

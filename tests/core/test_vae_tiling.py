@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
-from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, plan_tiles, vae_causal, vae_memory
-from kandinsky_core.models.tiled_run import run_tiles
-from kandinsky_core.models.tiling import Span
-from kandinsky_core.models.vae_memory import tensor_bytes, tile_bytes
-from kandinsky_core.variants import VAES
+from kandinsky_core.family.config import ImageVAEConfig, VideoVAEConfig
+from kandinsky_core.family.variants import VAES
+from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, plan_tiles
+from kandinsky_core.models.vae import causal
+from kandinsky_core.models.vae import memory as vae_memory
+from kandinsky_core.models.vae.memory import tensor_bytes, tile_bytes
+from kandinsky_core.models.vae.tiled_run import run_tiles
+from kandinsky_core.models.vae.tiling import Span
 
 MIB = 2**20
 TINY = VideoVAEConfig((8, 8, 16, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4)
@@ -231,7 +233,7 @@ def test_count_of_tensors_is_right_and_the_allowance_within_a_factor_of_two(
 ):
     """Tensors alive at the peak; the convolution library's own scratch space is on top."""
     if piece:
-        monkeypatch.setattr(vae_causal, "PIECE_ELEMENTS", piece)
+        monkeypatch.setattr(causal, "PIECE_ELEMENTS", piece)
         monkeypatch.setattr(vae_memory, "PIECE_ELEMENTS", piece)
     image = isinstance(config, ImageVAEConfig)
     vae = (ImageVAE if image else VideoVAE)(config).requires_grad_(False)
@@ -253,7 +255,7 @@ def test_pieces_take_less_memory_than_the_whole(monkeypatch, peak_memory):
     vae = VideoVAE(VideoVAEConfig((16, 32, 32, 32), 1, 8, 8)).requires_grad_(False)
     latents, peaks = torch.randn(1, 8, 5, 4, 4), []
     for piece in (2**30, 2**14):
-        monkeypatch.setattr(vae_causal, "PIECE_ELEMENTS", piece)
+        monkeypatch.setattr(causal, "PIECE_ELEMENTS", piece)
         with torch.no_grad(), peak_memory() as memory:
             vae.decode_tile(latents)
         peaks.append(memory.peak)

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from kandinsky_core.checkpoint import identify, load_transformer, open_checkpoint
 from kandinsky_core.errors import CheckpointError
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.models import CrossDiT
-from kandinsky_core.variants import VARIANTS
 from kandinsky_core.weights import WeightFiles, read_header
 
 FP8 = torch.float8_e4m3fn

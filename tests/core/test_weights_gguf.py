@@ -24,8 +24,8 @@ from kandinsky_core.checkpoint import (
     save_lora,
 )
 from kandinsky_core.errors import CheckpointError, MissingExtraError
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.models import CrossDiT
-from kandinsky_core.variants import VARIANTS
 from kandinsky_core.weights import (
     PACKINGS,
     TensorEntry,

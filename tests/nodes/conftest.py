@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from kandinsky_core.checkpoint import describe_metadata, save_checkpoint
-from kandinsky_core.config import DiTConfig
+from kandinsky_core.family.config import DiTConfig
 from kandinsky_core.models import CrossDiT
 from tooling import comfyui, environment
 

@@ -14,12 +14,12 @@ from kandinsky_core.checkpoint import (
     load_vae,
     save_checkpoint,
 )
-from kandinsky_core.config import ImageVAEConfig
+from kandinsky_core.family.config import ImageVAEConfig
+from kandinsky_core.family.settings import RELEASES, Release
 from kandinsky_core.generate import GenerateRequest, generate
 from kandinsky_core.models import ImageVAE
 from kandinsky_core.nano import nano_path
 from kandinsky_core.pipeline import Pipeline
-from kandinsky_core.settings import RELEASES, Release
 from kandinsky_core.text import load_nano_text_encoder
 
 SIZE = {"width": 48, "height": 64}

@@ -124,7 +124,9 @@ def write(host):
 
     def call(clip, chat, picture=None, temperature=0.0, seed=0, max_tokens=NUM_TOKENS):
         choose = Recorder(temperature=temperature, seed=seed)
-        host.part("nodes.host.expand").QwenWriter(clip).write(chat, picture, choose, max_tokens)
+        host.part("nodes.host.text.expand").QwenWriter(clip).write(
+            chat, picture, choose, max_tokens
+        )
         return choose.tokens
 
     return call
@@ -246,7 +248,7 @@ def test_what_the_model_wrote_is_the_prompt(host, expand, writer_clip, monkeypat
         asked.append((tokenizer.decode(ids), choose.temperature, max_tokens))
         return tokenizer(SENTENCE + "<|im_end|>")["input_ids"]
 
-    monkeypatch.setattr(host.part("nodes.host.expand"), "decode", decode)
+    monkeypatch.setattr(host.part("nodes.host.text.expand"), "decode", decode)
     prompt, note = expand(writer_clip, prompt="лиса", language="as written", temperature=0.2)
     assert prompt == SENTENCE
     assert note == "Expanded from 1 to 13 words."
@@ -278,7 +280,9 @@ def test_a_file_without_a_vision_tower_is_named(expand, writer_clip, task):
 def test_the_picture_is_looked_at(host, expand, seeing_clip, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        host.part("nodes.host.expand"), "decode", lambda _q, _h, ids, *_: seen.append(ids) or []
+        host.part("nodes.host.text.expand"),
+        "decode",
+        lambda _q, _h, ids, *_: seen.append(ids) or [],
     )
     image = torch.rand(2, 90, 120, 4)
     expand(seeing_clip, task="i2v", image=image)

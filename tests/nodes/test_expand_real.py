@@ -117,7 +117,7 @@ def test_host_and_core_write_the_same(host, small, small_in_host, temperature):
     chat = expansion_chat("a cat sleeps on a chair", instruction, with_image=False)
     core, ours = (Recorder(temperature=temperature, seed=3) for _ in range(2))
     small.write(chat, None, core, NUM_TOKENS)
-    written = host.part("nodes.host.expand").decode(
+    written = host.part("nodes.host.text.expand").decode(
         small_in_host,
         small.model.lm_head,
         small.tokenizer(chat)["input_ids"],

@@ -19,10 +19,10 @@ from kandinsky_core.caching import (
     save_ratios,
 )
 from kandinsky_core.checkpoint import load_transformer
+from kandinsky_core.family.settings import Release, find_settings
 from kandinsky_core.flow import make_noise, timesteps
 from kandinsky_core.flow import sample as core_sample
 from kandinsky_core.guided_model import GuidedModel
-from kandinsky_core.settings import Release, find_settings
 from kandinsky_core.text import TextConditioning
 
 STEPS = 10
@@ -381,7 +381,7 @@ def test_ratios_of_something_else_are_named_once(
 
 @pytest.mark.parametrize("unguided", [False, True])
 def test_a_run_leaves_no_tensors(host, tiny, cached, sample, monkeypatch, unguided):
-    caching, made = host.part("nodes.host.caching"), []
+    caching, made = host.part("nodes.host.model.caching"), []
 
     def remember(*args, make=caching.MagCache, **options):
         made.append(make(*args, **options))

@@ -105,7 +105,7 @@ def native(host, ours):
     layers = host.module("comfy.ops").manual_cast
     core, _ = load_transformer(info.path, dtype=torch.float32, ops=layers)
     network = Network(core, info.settings, host.module("comfy.patcher_extension"))
-    config = host.part("nodes.host.model").ModelConfig(info, ours.model.space)
+    config = host.part("nodes.host.model.model").ModelConfig(info, ours.model.space)
     config.set_inference_dtype(torch.float32, None)
     kind = base.ModelType.FLOW
     built = Model(config, kind, device="cpu", unet_model=lambda **_: network)

@@ -163,7 +163,7 @@ def test_chosen_backend_is_the_one_that_runs(tiny, patch, sample, host):
     expected = sample(patch(tiny))
     for backend in ("reference", "gathered", "dense"):
         assert (sample(patch(tiny, backend=backend)) - expected).abs().max() < 1e-4
-    choices = host.part("nodes.host.attention").CHOICE
+    choices = host.part("nodes.host.attention.choice").CHOICE
     reference = patch(tiny, backend="reference").model_options["transformer_options"][choices]
     gathered = patch(tiny, backend="gathered").model_options["transformer_options"][choices]
     assert reference.attend.__name__ == attend_reference.__name__

@@ -279,7 +279,7 @@ def test_without_a_choice_the_tile_divides_the_size_and_is_named(wan, nabla, sam
     [((32, 48), (8, 8)), ((30, 52), (5, 13)), ((45, 80), (9, 8)), ((34, 60), (17, 5))],
 )
 def test_tiles_of_usual_sizes(host, tokens, tile):
-    fit = host.part("nodes.host.foreign_place").fit_tile
+    fit = host.part("nodes.host.attention.foreign_place").fit_tile
     assert fit((21, *tokens), (1, 2, 2)) == (1, *tile)
 
 
@@ -322,7 +322,7 @@ def test_off_undoes_the_node_before(wan, nabla, sampled):
 def test_the_window_is_made_once_for_each_call_of_the_network(
     host, wan, nabla, sampled, monkeypatch
 ):
-    module, made = host.part("nodes.host.foreign"), []
+    module, made = host.part("nodes.host.attention.foreign"), []
     make = module.sliding_window
     monkeypatch.setattr(module, "sliding_window", lambda *args: made.append(args) or make(*args))
     sampled(nabla(wan, window=True))

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kandinsky_core.config import DiTConfig
-from kandinsky_core.costs import count_parameters
+from kandinsky_core.family.config import DiTConfig
+from kandinsky_core.planning.costs import count_parameters
 
 WIDE = DiTConfig(512, 1024, 32, 1, 2, (16, 24, 24), text_dim=128, pooled_dim=128)
 """A stream that is much larger than latents, as in the family; two blocks, so that what stays
@@ -53,7 +53,7 @@ def test_guidance_follows_the_checkpoint_and_cfg(plan, model, monkeypatch):
 
 
 def test_what_does_not_fit_is_answered_with_a_smaller_size_class(host, plan, model):
-    module, make_job = host.part("kandinsky_core.plan"), host.part("nodes.host").make_job
+    module, make_job = host.part("kandinsky_core.planning.plan"), host.part("nodes.host").make_job
 
     def needed(cells):
         latent = {"samples": torch.zeros(1, 16, 7, cells, cells)}
@@ -71,7 +71,7 @@ def test_main_memory_is_judged_beside_a_device(host, plan, model, clip, vae):
     card = model.clone()
     card.load_device = torch.device("cuda")  # nothing runs there
     given = {"clip": clip, "vae": vae}
-    module, make_job = host.part("kandinsky_core.plan"), host.part("nodes.host").make_job
+    module, make_job = host.part("kandinsky_core.planning.plan"), host.part("nodes.host").make_job
     latent = {"samples": torch.zeros(1, 16, 5, 32, 32)}
     job = make_job(card, latent, guided=True, **given)
     given["memory_gb"] = module.plan_job(job).needed / 2**30
@@ -114,7 +114,7 @@ def wide(save_tiny, load_model):
 def test_a_run_in_the_host_takes_what_was_planned(
     host, run, wide, clip, together, cached, peak_memory, monkeypatch
 ):
-    part, stages = host.part("nodes.host"), host.part("kandinsky_core.plan").plan_job
+    part, stages = host.part("nodes.host"), host.part("kandinsky_core.planning.plan").plan_job
     texts = ("a red circle moves right", "a blue square moves left")
     prompts = [run("K5_TextEncode", clip=clip, text=text, task="t2v")[0] for text in texts]
     asked, count = [], wide.model.memory_required
@@ -174,7 +174,7 @@ def test_weights_and_patches_are_those_of_the_objects(host, model, load_model, c
         return make_job(model, latent, guided=True, **given)
 
     planned = job(load_model(weight_dtype="bf16"), clip=clip, vae=vae)
-    plan_job = host.part("kandinsky_core.plan").plan_job
+    plan_job = host.part("kandinsky_core.planning.plan").plan_job
     sampling = next(s for s in plan_job(planned).stages if s.name == "sampling")
     assert sampling.weights == 2 * count_parameters(model.model.info.config)
     assert planned.text.weights == clip.patcher.model_size()

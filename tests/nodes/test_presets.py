@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.models import CrossDiT
-from kandinsky_core.variants import VARIANTS
 
 NAMES = ("steps", "cfg", "shift", "width", "height", "length", "fps", "negative")
 NAMES += ("model_name", "task", "report", "vae_name", "qwen_name", "clip_name", "weight_dtype")

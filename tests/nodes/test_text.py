@@ -521,7 +521,7 @@ def test_every_layout_of_qwen_that_the_core_reads_is_read(run, host, large, pref
     _, (tokens, _), (expected, _) = encode_both(run, host, "qwen_layout.safetensors")
     assert (tokens - expected).norm() < 1e-5 * expected.norm()
     save_file(whole, folder / "whole_layout.safetensors")
-    weights = host.part("nodes.host.text_weights").read_qwen_clip(
+    weights = host.part("nodes.host.text.weights").read_qwen_clip(
         folder / "whole_layout.safetensors", folder / "clip.safetensors"
     )
     assert weights.sees

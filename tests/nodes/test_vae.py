@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from kandinsky_core.checkpoint import load_vae
-from kandinsky_core.config import ImageVAEConfig
+from kandinsky_core.family.config import ImageVAEConfig
 from kandinsky_core.training.world import render, sample_scene
 from kandinsky_core.video import read_video
 
@@ -45,7 +45,7 @@ def native_vae(request, host):
     vae = sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
     torch.manual_seed(0)
     if request.param == "image":
-        config = host.part("kandinsky_core.config").ImageVAEConfig(
+        config = host.part("kandinsky_core.family.config").ImageVAEConfig(
             SMALL_IMAGE_VAE.block_out_channels, layers_per_block=1, norm_num_groups=4
         )
         network = host.part("kandinsky_core.models").ImageVAE(config)
@@ -326,7 +326,7 @@ def test_cancel_while_decoding(host, run, vae, latents):
 
 def test_image_vae_takes_pictures_and_single_frames(host, run):
     module = host.part("nodes.host.vae")
-    config = host.part("kandinsky_core.config").ImageVAEConfig(
+    config = host.part("kandinsky_core.family.config").ImageVAEConfig(
         SMALL_IMAGE_VAE.block_out_channels, layers_per_block=1, norm_num_groups=4
     )
     torch.manual_seed(0)
@@ -345,7 +345,7 @@ def test_image_vae_takes_pictures_and_single_frames(host, run):
 def test_memory_estimate_of_a_released_clip_is_gigabytes(host):
     """5 s at 512 x 768: ComfyUI 0.3.75 asks for 136 GiB, which unloads everything for nothing."""
     vae = host.part("nodes.host.vae")
-    config = host.part("kandinsky_core.config").VideoVAEConfig()
+    config = host.part("kandinsky_core.family.config").VideoVAEConfig()
     with torch.device("meta"):
         network = host.part("kandinsky_core.models").VideoVAE(config)
     wrapped = object.__new__(vae.VAE)

@@ -12,7 +12,7 @@ from diffusers import Kandinsky5Transformer3DModel
 from diffusers.models.transformers import transformer_kandinsky as upstream
 from torch import Tensor
 
-from kandinsky_core.config import DiTConfig
+from kandinsky_core.family.config import DiTConfig
 from kandinsky_core.models import CrossDiT
 
 

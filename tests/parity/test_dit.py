@@ -10,9 +10,9 @@ import torch
 from diffusers import Kandinsky5Transformer3DModel
 
 from kandinsky_core.attention import attend_reference
-from kandinsky_core.config import DiTConfig
+from kandinsky_core.family.config import DiTConfig
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.models import CrossDiT
-from kandinsky_core.variants import VARIANTS
 
 MakePair = Callable[[DiTConfig], tuple[CrossDiT, Kandinsky5Transformer3DModel]]
 RELEASED = ("video_lite", "video_pro", "image_lite", "image_edit")

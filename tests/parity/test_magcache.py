@@ -12,10 +12,10 @@ from diffusers.hooks.mag_cache import MagCacheConfig, apply_mag_cache, nearest_i
 from torch import Tensor, nn
 
 from kandinsky_core.caching import Calibration, MagCache, MagRatios
-from kandinsky_core.config import DiTConfig
+from kandinsky_core.family.config import DiTConfig
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.flow import sample, timesteps
 from kandinsky_core.models import CrossDiT
-from kandinsky_core.variants import VARIANTS
 
 MakePair = Callable[[DiTConfig], tuple[CrossDiT, Kandinsky5Transformer3DModel]]
 CONFIG = VARIANTS["debug"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kandinsky_core.attention import Nabla
-from kandinsky_core.variants import VARIANTS
+from kandinsky_core.family.variants import VARIANTS
 
 P, WINDOW, LATENT_THW = 0.45, (1, 1, 3), (3, 32, 48)
 

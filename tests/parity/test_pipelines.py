@@ -30,12 +30,12 @@ from diffusers import (
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
-from kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
+from kandinsky_core.family.config import ImageVAEConfig, VideoVAEConfig
+from kandinsky_core.family.settings import SamplingSettings
+from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.flow import make_noise
 from kandinsky_core.generate import GenerateRequest, generate
 from kandinsky_core.pipeline import Pipeline
-from kandinsky_core.settings import SamplingSettings
-from kandinsky_core.variants import VARIANTS
 
 HEIGHT, WIDTH, FRAMES, SEED = 32, 48, 21, 3
 SETTINGS = SamplingSettings(

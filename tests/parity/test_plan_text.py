@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, Qwen2_5_VLConfig, Qwen2_5_VLModel
 
-from kandinsky_core.plan_text import clip_parameters, qwen_parameters
+from kandinsky_core.planning.text import clip_parameters, qwen_parameters
 from kandinsky_core.text.qwen_clip_load import CLIP_L_CONFIG, QWEN_7B_CONFIG
 
 

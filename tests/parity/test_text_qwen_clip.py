@@ -15,7 +15,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 
 from kandinsky_core.errors import CheckpointError
-from kandinsky_core.settings import VIDEO_NEGATIVE_PROMPT
+from kandinsky_core.family.settings import VIDEO_NEGATIVE_PROMPT
 from kandinsky_core.text import CannotWriteError, load_qwen_clip, load_qwen_clip_folder
 from kandinsky_core.text.qwen_clip import halve_images
 from kandinsky_core.text.qwen_clip_load import CLIP_L_CONFIG, QWEN_7B_CONFIG

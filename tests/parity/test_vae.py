@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kandinsky_core.config import ImageVAEConfig, VideoVAEConfig
-from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, vae_causal
-from kandinsky_core.models.vae_keys import to_original_key
-from kandinsky_core.variants import VAES
+from kandinsky_core.family.config import ImageVAEConfig, VideoVAEConfig
+from kandinsky_core.family.variants import VAES
+from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE
+from kandinsky_core.models.vae import causal
+from kandinsky_core.models.vae.keys import to_original_key
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -172,7 +173,7 @@ def test_bf16_is_as_near_to_fp32_as_the_reference_in_bf16(monkeypatch, in_pieces
     Differs: channels lie innermost on a CPU, which adds up in another order (3e-2 between the two).
     """
     if in_pieces:
-        monkeypatch.setattr(vae_causal, "PIECE_ELEMENTS", 500)
+        monkeypatch.setattr(causal, "PIECE_ELEMENTS", 500)
     vae, reference = video_pair()
     latents = torch.randn(1, 4, 2, 6, 6).bfloat16()
     pixels = torch.rand(1, 3, 5, 24, 24).bfloat16()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from kandinsky_core.checkpoint import describe_metadata, save_checkpoint
-from kandinsky_core.config import ImageVAEConfig
+from kandinsky_core.family.config import ImageVAEConfig
 from kandinsky_core.models import ImageVAE
 from tooling.client import NodeError
 from tooling.environment import ROOT

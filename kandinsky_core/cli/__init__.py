@@ -1,0 +1,1 @@
+"""The command line: parsing, jobs, and what they print and write."""

@@ -1,0 +1,111 @@
+"""What commands of `__main__.py` show while they run, and the files that they leave."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import import_extra
+
+if TYPE_CHECKING:
+    from ..caching import BlockCache
+    from ..family.settings import Task
+    from ..generate import Generated, GenerateRequest
+    from ..pipeline import Pipeline
+
+
+def suffix_of(task: Task) -> str:
+    """Suffix of the file that a task's result goes to."""
+    from ..generate import STILL_TASKS
+
+    return ".png" if task in STILL_TASKS else ".mp4"
+
+
+def check_outputs(output: Path | None, sheet: Path | None, task: Task) -> Path:
+    """Refuse outputs that could not be written; return where the result goes."""
+    from ..files import check_writable
+
+    suffix = suffix_of(task)
+    output = output or Path(f"output{suffix}")
+    if output.suffix.lower() != suffix:
+        raise ValueError(
+            f"--output {output} cannot hold the result of {task}: give a {suffix} file"
+        )
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise ValueError(f"--sheet {sheet} cannot hold a contact sheet: give a .png file")
+    if sheet is not None and sheet.resolve() == output.resolve():
+        raise ValueError(f"--sheet {sheet} is the --output too: give it another name")
+    for path in filter(None, (output, sheet)):
+        check_writable(path)
+    import_extra("tqdm", "video")
+    if suffix == ".mp4":
+        import_extra("av", "video")
+    return output
+
+
+def sample_with_progress(
+    pipeline: Pipeline, request: GenerateRequest, cache: BlockCache | None = None
+) -> Generated:
+    """Sample under a progress bar, which appears with the first step."""
+    from ..flow import Step
+    from ..generate import generate
+
+    tqdm = import_extra("tqdm", "video").tqdm
+    with tqdm(desc="sampling", unit="step", delay=1e-3, mininterval=0, miniters=1) as bar:
+
+        def on_step(step: Step) -> None:
+            bar.total = step.num_steps
+            bar.update()
+
+        return generate(pipeline, request, on_step=on_step, cache=cache)
+
+
+def write_result(
+    result: Generated,
+    output: Path,
+    sheet: Path | None,
+    metadata: dict[str, str],
+    memory_budget: int | None,
+) -> None:
+    """Decode under a progress bar and write what was made, as it comes."""
+    from ..video import write_contact_sheet, write_image, write_video
+
+    frames: Iterable[np.ndarray] = import_extra("tqdm", "video").tqdm(
+        result.frames(memory_budget=memory_budget),
+        desc="decoding",
+        total=result.shape.num_frames,
+        unit="frame",
+    )
+    shown: list[np.ndarray] = []
+    if sheet is not None:
+        frames = _remembering(frames, shown)
+    if output.suffix.lower() == ".png":
+        (image,) = frames
+        write_image(output, image, metadata=metadata)
+    else:
+        write_video(output, frames, fps=result.settings.fps, metadata=metadata)
+    say(str(output))
+    if sheet is not None:
+        write_contact_sheet(sheet, np.stack(shown), metadata=metadata)
+        say(str(sheet))
+
+
+def _remembering(frames: Iterable[np.ndarray], shown: list[np.ndarray]) -> Iterator[np.ndarray]:
+    for frame in frames:
+        shown.append(frame)
+        yield frame
+
+
+def say(line: str) -> None:
+    """Print a line of what was asked for."""
+    sys.stdout.write(line + "\n")
+
+
+def note(text: str) -> None:
+    """Print a remark beside what was asked for, if there is one."""
+    if text:
+        sys.stderr.write(f"note: {text}\n")

@@ -1,0 +1,127 @@
+"""The command `plan`: what a job will need, before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..family.shapes import Size
+
+DTYPES = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp8": "float8_e4m3fn",
+}
+"""Choice -> torch's name."""
+
+
+def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describe the command."""
+    command = commands.add_parser(
+        "plan",
+        help="say what a job will need in memory",
+        description="Predict the memory of each stage of a job, from a count of weights and "
+        "tensors; nothing is loaded. What is left out is as the checkpoint was made for.",
+    )
+    command.add_argument(
+        "--model", default="video_lite", help="a variant of the family, or a file or folder"
+    )
+    command.add_argument("--task", choices=("t2v", "i2v", "t2i", "i2i"), help="what from what")
+    command.add_argument("--size", type=_size, metavar="HxW", help="pixels, e.g. 512x768")
+    command.add_argument("--frames", type=int, help="clip length, 4k + 1")
+    command.add_argument("--steps", type=int, help="sampling steps; they cost time alone")
+    command.add_argument(
+        "--guidance", action=argparse.BooleanOptionalAction, help="run a negative prompt too"
+    )
+    weights = command.add_argument_group("weights")
+    weights.add_argument("--dtype", choices=DTYPES, help="of the transformer")
+    weights.add_argument(
+        "--bits",
+        type=float,
+        help="of a weight of transformer and Qwen where GGUF files pack them, e.g. 4.5 for Q4_K",
+    )
+    weights.add_argument("--text-dtype", choices=DTYPES, default="bf16", help="default: bf16")
+    weights.add_argument(
+        "--vae-dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: bf16"
+    )
+    command.add_argument("--attention", choices=("dense", "nabla"), help="among visual tokens")
+    command.add_argument(
+        "--density", type=float, help="share of blocks that NABLA keeps (default: 0.4)"
+    )
+    command.add_argument(
+        "--magcache", action="store_true", help="keep what MagCache needs of each prompt"
+    )
+    command.add_argument("--memory", type=float, metavar="GIB", help="what is free on the device")
+    command.add_argument(
+        "--main-memory",
+        type=float,
+        metavar="GIB",
+        help="what is free of main memory, where weights wait (with --memory)",
+    )
+    command.add_argument(
+        "--all", action="store_true", help="the whole family on cards of 8 to 80 GB, as Markdown"
+    )
+    command.add_argument("--report", type=Path, help="with --all: write the page here")
+    command.set_defaults(run=run_plan)
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    """Print the plan, or write the page about the family."""
+    import torch
+
+    from ..files import atomic_write
+    from ..planning.jobs import Request, make_job, smaller_sizes
+    from ..planning.report import describe, markdown
+
+    if args.report is not None and not args.all:
+        raise ValueError("--report is the page about the whole family: give --all with it")
+    if args.all:
+        if args.report is None:
+            sys.stdout.write(markdown())
+            return
+        with atomic_write(args.report) as part:
+            part.write_text(markdown(), encoding="utf-8")
+        sys.stdout.write(f"{args.report}\n")
+        return
+    memory, main = _bytes("--memory", args.memory), _bytes("--main-memory", args.main_memory)
+    if main is not None and memory is None:
+        raise ValueError("--main-memory depends on the device: give --memory with it")
+    dtypes = {name: getattr(torch, of_torch) for name, of_torch in DTYPES.items()}
+    job, settings = make_job(
+        Request(
+            args.model,
+            args.task,
+            args.size,
+            args.frames,
+            args.steps,
+            args.guidance,
+            dtypes.get(args.dtype),
+            dtypes[args.text_dtype],
+            dtypes[args.vae_dtype],
+            args.attention,
+            args.density,
+            args.magcache,
+            args.bits,
+        )
+    )
+    sys.stdout.write(describe(job, memory, smaller_sizes(job, settings), main) + "\n")
+
+
+def _bytes(option: str, gib: float | None) -> int | None:
+    from ..planning.plan import GIB
+
+    if gib is not None and not gib > 0:
+        raise ValueError(f"{option} is {gib}: give GiB, more than 0")
+    return None if gib is None else int(gib * GIB)
+
+
+def _size(text: str) -> Size:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give HEIGHTxWIDTH in pixels")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,1 @@
+"""What the stages train on: latents of rendered scenes and of edits, in batches."""

@@ -1,0 +1,1 @@
+"""Attention inside ComfyUI: which backend runs, and NABLA on models of others."""

@@ -1,0 +1,1 @@
+"""The native MODEL: loading, conditioning, sampling, patches and caches."""
