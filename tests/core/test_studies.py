@@ -14,6 +14,7 @@ from kandinsky_core.nano import nano_path
 from kandinsky_core.training.distributed import Group
 from kandinsky_core.training.studies import cache as cache_study
 from kandinsky_core.training.studies import sparsity as study
+from kandinsky_core.training.studies.answers import Answers
 from kandinsky_core.training.studies.evaluate import PARTS, TEST_SETS, load
 from kandinsky_core.training.studies.features import (
     NUM_FEATURES,
@@ -202,13 +203,13 @@ def test_one_question_of_each_study(tmp_path, monkeypatch):
     paths = {part: nano_path(part) for part in PARTS}
     pipeline = load(paths, {"num_steps": 3})
     monkeypatch.setattr(cache_study, "THRESHOLDS", (0.0, 9.0))
-    path = tmp_path / "key-0.jsonl"
+    answers = Answers(tmp_path, "key")
     with torch.no_grad():
         ratios = cache_study.find_ratios(pipeline, tmp_path / "ratios.json")
         again = cache_study.find_ratios(pipeline, tmp_path / "ratios.json")
-        cache_study.study(pipeline, ratios, path, {}, 1)
+        cache_study.study(pipeline, ratios, answers, 1)
     assert again.cond == ratios.cond
-    rows = cache_study.read_answers(tmp_path, "key")
+    rows = answers.read()
     assert rows["0", 0]["error"] == 0
     assert rows["9", 0]["skipped"] > 0
     report = cache_study.make_report(rows, "key", pipeline, ratios)

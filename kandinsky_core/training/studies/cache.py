@@ -9,13 +9,11 @@ stopped study goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +25,8 @@ from ...generate import GenerateRequest, generate
 from ...nano import nano_path
 from ...pipeline import Pipeline
 from ..world import HeldOut, correct, measure
-from .evaluate import PARTS, TEST_SETS, checksum, load, read_answers
+from .answers import Answers, Place, Row, checksum
+from .evaluate import PARTS, TEST_SETS, load
 from .intervals import share_difference
 
 logger = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ def schedule(ratios: MagRatios, threshold: float, num_steps: int) -> dict[Branch
 
 def answer(
     pipeline: Pipeline, question: HeldOut, ratios: MagRatios, threshold: float
-) -> tuple[dict[str, Any], Tensor]:
+) -> tuple[Row, Tensor]:
     """One clip at one threshold: a row, and its latents."""
     cache = MagCache(ratios, threshold=threshold) if threshold else None
     began = time.perf_counter()
@@ -79,7 +78,7 @@ def answer(
     seconds = time.perf_counter() - began
     frames = np.stack(list(result.frames()))
     counts = [] if cache is None else list(cache.counts.values())
-    row = {
+    row: Row = {
         "right": {k: bool(v) for k, v in correct(measure(frames), question.scene).items()},
         "seconds": round(seconds, 3),
         "skipped": sum(each.skipped for each in counts),
@@ -88,15 +87,9 @@ def answer(
     return row, result.latents
 
 
-def study(
-    pipeline: Pipeline,
-    ratios: MagRatios,
-    path: Path,
-    done: dict[tuple[str, int], Any],
-    count: int,
-) -> None:
+def study(pipeline: Pipeline, ratios: MagRatios, answers: Answers, count: int) -> None:
     """Answers what is still open, every question at all thresholds in turn."""
-    with path.open("a", encoding="utf-8") as file:
+    with answers.go_on() as (done, add):
         for index, question in enumerate(TEST_SETS["t2v"].questions(count)):
             if all((f"{threshold:g}", index) in done for threshold in THRESHOLDS):
                 continue
@@ -105,15 +98,11 @@ def study(
                 row, latents = answer(pipeline, question, ratios, threshold)
                 full = latents if full is None else full
                 error = ((latents - full).norm() / full.norm()).item()
-                row |= {"set": f"{threshold:g}", "index": index, "error": round(error, 5)}
-                file.write(json.dumps(row) + "\n")
-            file.flush()
+                add(f"{threshold:g}", index, row | {"error": round(error, 5)})
             logger.info("question %d", index)
 
 
-def make_report(
-    rows: dict[tuple[str, int], dict[str, Any]], key: str, pipeline: Pipeline, ratios: MagRatios
-) -> str:
+def make_report(rows: dict[Place, Row], key: str, pipeline: Pipeline, ratios: MagRatios) -> str:
     """Markdown of everything that was answered, and of which steps were skipped."""
     settings = pipeline.settings
     lines = [
@@ -147,9 +136,7 @@ def make_report(
     return "\n".join(lines) + "\n"
 
 
-def _line(
-    threshold: float, chosen: Sequence[dict[str, Any]], full: Sequence[dict[str, Any]]
-) -> str:
+def _line(threshold: float, chosen: Sequence[Row], full: Sequence[Row]) -> str:
     ratios = [before["seconds"] / row["seconds"] for before, row in zip(full, chosen, strict=True)]
     low, middle, high = np.percentile(ratios, [25, 50, 75])
     skipped = sum(row["skipped"] for row in chosen) / sum(row["calls"] for row in chosen)
@@ -213,13 +200,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_grad_enabled(False)
     paths = {part: nano_path(part) for part in PARTS}
-    key, pipeline = checksum(paths, {}), load(paths, {})
+    answers, pipeline = Answers(args.answers, checksum(paths, {})), load(paths, {})
     args.answers.mkdir(parents=True, exist_ok=True)
-    ratios = find_ratios(pipeline, args.answers / f"{key}-ratios.json")
+    ratios = find_ratios(pipeline, args.answers / f"{answers.key}-ratios.json")
     if not args.report_only:
-        path = args.answers / f"{key}-0.jsonl"
-        study(pipeline, ratios, path, read_answers(args.answers, key), args.count)
-    report = make_report(read_answers(args.answers, key), key, pipeline, ratios)
+        study(pipeline, ratios, answers, args.count)
+    report = make_report(answers.read(), answers.key, pipeline, ratios)
     if args.report is not None:
         args.report.write_text(report, encoding="utf-8")
     sys.stdout.write(report)

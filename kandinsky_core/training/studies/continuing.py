@@ -27,8 +27,8 @@ from ...models import to_model_space, to_vae_space
 from ...pipeline import Pipeline
 from ...video import to_pixels, to_uint8
 from ..world import HeldOut, correct, heldout_captions, measure, render
+from ..world.accuracy import wilson_interval
 from .evaluate import find_parts, load
-from .evaluation_report import wilson
 
 NUM_FRAMES = 25
 JUDGED = ("color", "shape", "motion", "all")
@@ -111,7 +111,7 @@ def make_table(rows: dict[str, list[dict[str, float]]]) -> str:
         cells = []
         for what in JUDGED:
             hits = int(sum(row[what] for row in answers))
-            low, high = wilson(hits, len(answers))
+            low, high = wilson_interval(hits, len(answers))
             cells.append(f"{hits / len(answers):.0%} ({low:.0%} to {high:.0%})")
         change = np.median([row["change"] for row in answers])
         lines.append(f"| {name} | {len(answers)} | {' | '.join(cells)} | {change:.2f}x |")

@@ -8,15 +8,12 @@ where it was, and new weights never mix with old answers. The report is made fro
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +34,7 @@ from ..world import (
     measure,
     render,
 )
+from .answers import Answers, Row, checksum
 from .evaluation_report import failures, make_report
 
 logger = logging.getLogger(__name__)
@@ -119,15 +117,7 @@ def load(paths: dict[str, Path], settings: dict[str, float], *, larger: bool = F
     )
 
 
-def checksum(paths: dict[str, Path], settings: dict[str, float]) -> str:
-    """Names weights and settings in twelve hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for part in PARTS:
-        digest.update(paths[part].read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def answer(pipeline: Pipeline, test: TestSet, question: HeldOut | EditQuestion) -> dict[str, Any]:
+def answer(pipeline: Pipeline, test: TestSet, question: HeldOut | EditQuestion) -> Row:
     """Makes one clip or picture and judges it.
 
     Returns:
@@ -145,7 +135,7 @@ def answer(pipeline: Pipeline, test: TestSet, question: HeldOut | EditQuestion) 
     frames = np.stack(list(result.frames()))
     seconds = time.perf_counter() - began
     spec = question.scene.objects[0]
-    row: dict[str, Any] = {
+    row: Row = {
         "caption": question.caption,
         "language": question.language,
         "seed": question.seed,
@@ -158,7 +148,7 @@ def answer(pipeline: Pipeline, test: TestSet, question: HeldOut | EditQuestion) 
     return row
 
 
-def _answer_edit(pipeline: Pipeline, question: EditQuestion, size: int) -> dict[str, Any]:
+def _answer_edit(pipeline: Pipeline, question: EditQuestion, size: int) -> Row:
     image = render(question.edit.source, size, 1)[0]
     began = time.perf_counter()
     result = generate(
@@ -181,20 +171,9 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return 99.0 if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def read_answers(folder: Path, key: str) -> dict[tuple[str, int], dict[str, Any]]:
-    """All lines of one key: (test set, index) -> row."""
-    rows = {}
-    for path in sorted(folder.glob(f"{key}-*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            rows[row["set"], row["index"]] = row
-    return rows
-
-
 def work(
     group: Group,
-    folder: Path,
-    key: str,
+    answers: Answers,
     paths: dict[str, Path],
     settings: dict[str, float],
     names: Sequence[str],
@@ -203,16 +182,12 @@ def work(
     """Answers this process's share of what is still open."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     pipeline = load(paths, settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = read_answers(folder, key)
-    group.barrier()
-    with (folder / f"{key}-{group.rank}.jsonl").open("a", encoding="utf-8") as file:
+    with answers.go_on(group) as (done, add):
         for test, index, question in _share(group, names, count):
             if (test.name, index) in done:
                 continue
-            row = {"set": test.name, "index": index, **answer(pipeline, test, question)}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
+            row = answer(pipeline, test, question)
+            add(test.name, index, row)
             if group.is_main and index % 10 == 0:
                 logger.info("%s %d: %s", test.name, index, row["right"])
 
@@ -272,22 +247,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = {"num_steps": args.steps, "guidance_scale": args.guidance, "shift": args.shift}
     settings = {name: value for name, value in given.items() if value is not None}
     paths = find_parts(args.model, edit=args.edit)
-    key = checksum(paths, settings)
+    answers = Answers(args.answers, checksum(paths, settings))
     tasks = identify(paths["transformer"]).tasks
     names = args.sets or [name for name, test in ALL_SETS.items() if test.task in tasks]
     if not args.report_only:
-        share = (args.answers, key, paths, settings, names, args.count)
+        share = (answers, paths, settings, names, args.count)
         launch(work, args.processes, *share, threads=1)
     torch.set_num_threads(max(2, args.processes))
     pipeline = load(paths, settings)
     seconds = time_clips(pipeline)
     wanted = {(name, i) for name in names for i in range(args.count)}
-    rows = [
-        row for place, row in sorted(read_answers(args.answers, key).items()) if place in wanted
-    ]
+    rows = [row for place, row in sorted(answers.read().items()) if place in wanted]
     command = f"evaluate {'--edit ' * args.edit}--report {args.report or 'FILE'}"
     report = make_report(
-        rows, key, pipeline.settings, seconds, torch.get_num_threads(), peak_memory_mb(), command
+        rows,
+        answers.key,
+        pipeline.settings,
+        seconds,
+        torch.get_num_threads(),
+        peak_memory_mb(),
+        command,
     )
     if args.report is not None:
         args.report.write_text(report, encoding="utf-8")

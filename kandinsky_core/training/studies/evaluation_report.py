@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from ...family.settings import SamplingSettings
 from ..world import COLORS, EDIT_KINDS, MOTIONS, SHAPES, heldout_checksum
-
-Row = dict[str, Any]
+from ..world.accuracy import wilson_interval
+from .answers import Row
 
 TITLES = {
     "t2v": "Text to video",
@@ -39,17 +37,6 @@ ROWS = (
     "edited", "kept", "color", "shape", "motion", "all", "size", "count", "background", "camera",
 )  # fmt: skip
 I2V_PSNR_GOAL = 25.0
-
-
-def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share of `hits` in `count`, in [0, 1]; (0, 1) for no observations."""
-    if count == 0:
-        return 0.0, 1.0
-    share = hits / count
-    scale = 1 + z * z / count
-    middle = (share + z * z / (2 * count)) / scale
-    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / scale
-    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def make_report(
@@ -145,5 +132,5 @@ def _breakdown(what: str, names: Iterable[str], answers: Sequence[Row]) -> list[
 
 def _share(answers: Sequence[Row], what: str) -> str:
     hits = sum(row["right"][what] for row in answers)
-    low, high = wilson(hits, len(answers))
+    low, high = wilson_interval(hits, len(answers))
     return f"{hits}/{len(answers)} = {hits / len(answers):.1%} | {low:.1%} to {high:.1%}"

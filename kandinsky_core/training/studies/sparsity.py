@@ -11,14 +11,12 @@ stopped study is balanced, and goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,10 +31,11 @@ from ...pipeline import Pipeline
 from ...video import to_uint8
 from ..distributed import Group, launch
 from ..world import HeldOut, correct, measure, render
-from .evaluate import PARTS, TEST_SETS, checksum, load, read_answers
+from .answers import Answers, Place, Row, checksum
+from .evaluate import PARTS, TEST_SETS, load
 from .features import NUM_FEATURES, prepare, train_features
 from .sparsity_levels import LevelCounter, find_p, find_window
-from .sparsity_report import Place, make_report
+from .sparsity_report import make_report
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +145,7 @@ def choose_nabla(
 
 
 def open_questions(
-    group: Group, done: dict[Place, Any], count: int
+    group: Group, done: dict[Place, Row], count: int
 ) -> Iterator[tuple[str, int, HeldOut, list[Variant]]]:
     """This process's share of the questions, those of all sets in turn, and who has to answer."""
     questions = {name: TEST_SETS[name].questions(count) for name in SETS}
@@ -158,7 +157,7 @@ def open_questions(
 
 
 def work(
-    group: Group, folder: Path, key: str, paths: dict[str, Path], count: int, minutes: float
+    group: Group, answers: Answers, paths: dict[str, Path], count: int, minutes: float
 ) -> None:
     """Answers this process's share of what is still open; no new question after `minutes`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -171,10 +170,7 @@ def work(
     patch = pipeline.transformer.config.patch_thw
     t, h, w = (n // (p * tile) for n, p, tile in zip(latent, patch, TILE, strict=True))
     nablas = {variant: choose_nabla(variant, counts, (t, h, w)) for variant in VARIANTS}
-    folder.mkdir(parents=True, exist_ok=True)
-    done = read_answers(folder, key)
-    group.barrier()
-    with (folder / f"{key}-{group.rank}.jsonl").open("a", encoding="utf-8") as file:
+    with answers.go_on(group) as (done, add):
         for name, index, question, waiting in open_questions(group, done, count):
             if time.monotonic() > end:
                 break
@@ -184,8 +180,6 @@ def work(
                 frames, density = make_clip(pipeline, question, nabla)
                 right = correct(measure(frames), question.scene)
                 row = {
-                    "set": f"{variant.name}/{name}",
-                    "index": index,
                     "right": {what: bool(value) for what, value in right.items()},
                     "density": round(density, 4),
                     "p": nabla.cdf_threshold if nabla and variant.coarse else None,
@@ -193,8 +187,7 @@ def work(
                     "features": _rounded(features(prepare(frames))[0]),
                     "rendered": rendered,
                 }
-                file.write(json.dumps(row) + "\n")
-                file.flush()
+                add(f"{variant.name}/{name}", index, row)
             if group.is_main:
                 logger.info("%s %d", name, index)
 
@@ -217,15 +210,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     paths = {part: nano_path(part) for part in PARTS}
     key = checksum(paths, {"num_features": NUM_FEATURES, "margin": MARGIN})
+    answers = Answers(args.answers, key)
     if not args.report_only:
-        share = (args.answers, key, paths, args.count, args.minutes)
+        share = (answers, paths, args.count, args.minutes)
         launch(work, args.processes, *share, threads=1)
     how = (
         f"{SIZE} x {SIZE}, {NUM_FRAMES} frames, tiles of {TILE} tokens (8 x 8 a latent frame), "
         "windows in tiles as stated"
     )
     names = [variant.name for variant in VARIANTS]
-    report = make_report(read_answers(args.answers, key), names, SETS, f"weights `{key}`, {how}")
+    report = make_report(answers.read(), names, SETS, f"weights `{key}`, {how}")
     if args.report is not None:
         args.report.write_text(report, encoding="utf-8")
     sys.stdout.write(report)

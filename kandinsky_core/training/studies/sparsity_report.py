@@ -6,27 +6,24 @@ Only questions that all variants answered count, so every row is about the same 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from .answers import Place, Row
 from .features import frechet_distance
 from .intervals import around, resamples, share_difference
-
-Place = tuple[str, int]
-"""A variant and a set, "variant/set", and the number of the question."""
 
 WHAT = ("color", "shape", "motion", "all", "count")
 TITLES = {"t2v": "One object", "two_objects": "Two objects"}
 
 
 def make_report(
-    rows: Mapping[Place, dict[str, Any]], names: Sequence[str], sets: Sequence[str], how: str
+    rows: Mapping[Place, Row], names: Sequence[str], sets: Sequence[str], how: str
 ) -> str:
     """Markdown of everything that all variants answered.
 
     Args:
-        rows: Answers by place.
+        rows: Answers by place, whose names are "variant/set".
         names: Of the variants; the first is what the others are compared with.
         sets: Names of the lists of questions.
         how: Weights, sizes and tiles, in words.
@@ -71,7 +68,7 @@ def make_report(
     return "\n".join(lines) + "\n"
 
 
-def _section(chosen: Mapping[str, Sequence[dict[str, Any]]]) -> tuple[list[str], list[str]]:
+def _section(chosen: Mapping[str, Sequence[Row]]) -> tuple[list[str], list[str]]:
     """The table of one set, and a verdict per variant but the first."""
     base, *others = chosen
     draws = resamples(len(chosen[base]))
@@ -110,7 +107,7 @@ def _section(chosen: Mapping[str, Sequence[dict[str, Any]]]) -> tuple[list[str],
     return table, verdicts
 
 
-def _label(name: str, rows: Sequence[dict[str, Any]]) -> str:
+def _label(name: str, rows: Sequence[Row]) -> str:
     """The variant by what was measured."""
     density = float(np.mean([row["density"] for row in rows]))
     return name if density == 1 else f"{name.rsplit(' ', 1)[0]}, {1 - density:.1%}"
