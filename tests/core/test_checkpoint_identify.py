@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kandinsky_core.checkpoint import describe_metadata, identify, load_transformer, load_vae
+from kandinsky_core.checkpoint.families import find_known
 from kandinsky_core.errors import CheckpointError
 from kandinsky_core.family.config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.family.settings import Release
@@ -176,6 +177,15 @@ def test_every_size_and_length_it_was_trained_at_is_told(tmp_path, name, variant
     told = identify(write_sparse(tmp_path / f"{name}.safetensors", transformer_shapes(variant)))
     for each in words:
         assert each in told.describe()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_prefix_is_that_of_the_outermost_network(order):
+    signature = "visual_transformer_blocks.0.cross_attention.to_key.weight"
+    names = [f"net.{signature}", f"net.teacher.{signature}"][::order]
+    assert [family.prefix for family in find_known(names)] == ["net."]
+    assert [family.prefix for family in find_known([*names, signature])] == [""]
+    assert find_known([f"other_{signature}", f"net.{signature}.scale"]) == []
 
 
 @pytest.mark.parametrize("prefix", ["transformer.", "module.", "diffusion_model.", "a.b.c."])

@@ -25,7 +25,7 @@ from kandinsky_core.models import (
     call_bytes,
     plan_bytes,
 )
-from kandinsky_core.planning.costs import count_parameters
+from kandinsky_core.planning.costs import count_parameters, step_cost
 from kandinsky_core.planning.jobs import Request, make_job
 from kandinsky_core.planning.plan import (
     GIB,
@@ -81,6 +81,21 @@ def test_a_call_takes_what_was_counted(dtype, nabla, config, thw, peak_memory, m
         device_type="cpu",
     )
     assert counted == pytest.approx(peak, rel=WITHIN)
+
+
+@pytest.mark.parametrize("stored", [None, torch.float8_e4m3fn], ids=["bf16", "fp8"])
+def test_a_wide_feed_forward_layer_is_the_peak(stored, peak_memory, monkeypatch):
+    """At the widths of the family other moments take as much; here they are small beside it."""
+    monkeypatch.setitem(gathered.PIECE_BYTES, "cpu", 1 << 13)
+    config = replace(WIDE, ff_dim=16 * WIDE.model_dim)
+    thw, tokens = (3, 16, 16), 192
+    peak, _ = run_network(config, thw, stored or torch.bfloat16, None, 1, peak_memory)
+    counted = call_bytes(config, tokens, text_tokens=7, stored=stored)
+    narrow = tokens * 128 * 2
+    hidden, weight = 16 * narrow, 16 * 128 * 128 * 2
+    beside = tokens * 32 * 8 + 7 * 128 * 2 + 9 * 128 * 4  # rotations, text, modulation
+    assert counted == 4 * narrow + hidden + weight * bool(stored) + beside
+    assert counted == pytest.approx(peak, rel=0.03)
 
 
 def test_two_prompts_at_once_take_twice_as_much(peak_memory):
@@ -252,6 +267,14 @@ def test_density_and_steps_cost_time_and_hardly_memory():
     assert one.nabla is not None
     assert sampling_bytes(one, 1) == pytest.approx(sampling_bytes(other, 1), rel=0.01)
     assert other.operations > 10 * one.operations
+
+
+def test_guidance_doubles_the_operations():
+    job, _ = make_job(Request("video_lite", num_steps=10))
+    cost = step_cost(job.config, job.tokens, text_tokens=job.text.tokens).operations
+    assert replace(job, guided=False).operations == pytest.approx(10 * cost)
+    assert replace(job, guided=True).operations == pytest.approx(2 * 10 * cost)
+    assert replace(job, guided=True, batch=3).operations == pytest.approx(3 * 2 * 10 * cost)
 
 
 def test_what_does_not_fit_says_which_stage_and_what_would():

@@ -101,6 +101,17 @@ def test_size_classes():
     assert nano.for_size(128, 128) is nano
 
 
+def test_border_between_size_classes_is_the_geometric_mean_of_their_areas():
+    pro = RELEASES[Release("video_pro", "t2v", 5, "sft")]
+    # sqrt(512 x 768 x 1024 x 1024) = 642,119, where halfway would be 720,896
+    assert pro.for_size(640, 1000) is pro
+    assert pro.for_size(640, 1008) is pro.larger
+    nano = RELEASES[DEFAULT_RELEASES["nano"]]
+    # sqrt(128 x 128 x 256 x 256) = 32,768: the border itself is of the smaller class
+    assert nano.for_size(128, 256) is nano
+    assert nano.for_size(256, 144) is nano.larger
+
+
 def test_unreleased_combinations_take_the_nearest_row():
     settings, row = find_settings(Release("video_lite", "i2v", 10, "distilled"))
     assert row == Release("video_lite", "i2v", 5, "sft")

@@ -155,6 +155,8 @@ def test_nearest_aspect_compares_height_over_width():
     assert nearest_aspect((1920, 1080), choices) == (1280, 768)
     assert nearest_aspect((100, 1000), choices) == (640, 1408)
     assert nearest_aspect((7, 7), choices) == (1024, 1024)
+    # 300 / 340 = 0.882 is 0.118 from 1 and 0.105 from 0.778; 340 / 300 = 1.133 would be nearest 1
+    assert nearest_aspect((300, 340), ((1024, 1024), (896, 1152))) == (896, 1152)
 
 
 @given(sizes, sizes)

@@ -83,6 +83,13 @@ def test_a_pan_is_no_motion_and_a_zoom_no_growth():
     assert (found.camera, found.objects[0].motion) == ("still", "grow")
 
 
+@pytest.mark.parametrize(("travel", "motion"), [(0.17, "still"), (0.23, "right")])
+def test_a_short_way_is_no_motion(travel, motion):
+    """The border is 0.4 of the usual way of 0.5."""
+    spec = replace(SPEC, travel=travel)
+    assert measure(render(Scene("gray", objects=(spec,)))).objects[0].motion == motion
+
+
 def test_without_texture_noise_is_no_camera_move():
     rng = np.random.default_rng(6)
     frames = 128 + rng.normal(0, 6, (17, 128, 128, 3))

@@ -74,6 +74,14 @@ def test_denoise_below_one_starts_from_the_latent(model, sample, ksample):
     assert 0 < distances[0] < distances[1] < distances[2]
 
 
+@pytest.mark.parametrize(("steps", "denoise", "total"), [(7, 0.8, 8), (5, 0.3, 16), (4, 1.0, 4)])
+def test_denoise_takes_the_last_of_more_steps_rounded_down(run, model, steps, denoise, total):
+    # 7 / 0.8 = 8.75 and 5 / 0.3 = 16.7, where rounding would give 9 and 17
+    (sigmas,) = run("K5_Schedule", model=model, steps=steps, shift=3.0, denoise=denoise)
+    times = [1 - index / total for index in range(total - steps, total + 1)]
+    assert sigmas.tolist() == pytest.approx([3 * t / (1 + 2 * t) for t in times], abs=1e-6)
+
+
 def test_noise_mask_keeps_what_is_outside(host, model, sample, ksample):
     source = {"samples": sample(model)}
     mask = torch.zeros(1, 64, 64)
