@@ -94,7 +94,7 @@ def identify_model(model: str | Path = NANO) -> CheckpointInfo:
 
 
 def load_pipeline(
-    model: str | Path = NANO,
+    model: str | Path | CheckpointInfo = NANO,
     *,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
@@ -106,7 +106,7 @@ def load_pipeline(
 
     Args:
         model: "nano" or "nano-edit" for the bundled models, a Diffusers folder, or a
-            transformer's file.
+            transformer's file; or what `identify_model` said of it, and no header is read again.
         vae: File or folder of the VAE; needed where `model` is a single file, unless of nano.
         text_encoder: Folder with text_encoder, tokenizer, text_encoder_2 and tokenizer_2, or
             nano's file; needed where `model` is a single file, unless of nano.
@@ -123,7 +123,7 @@ def load_pipeline(
         MissingExtraError: If the text encoder needs a package that is not installed.
     """
     _check_device(device)
-    info = identify_model(model)
+    info = model if isinstance(model, CheckpointInfo) else identify_model(model)
     assert info.release is not None, "identify_model finds transformers only"
     assert info.settings is not None, info
     is_nano = info.release.variant == NANO
@@ -134,7 +134,8 @@ def load_pipeline(
     else:
         vae = vae or _part(info.path, "vae", "--vae")
         text_encoder = text_encoder or _part(info.path, "text_encoder", "--text-encoder").parent
-    _check_vae(info, identify(vae, component="vae"))
+    vae_info = identify(vae, component="vae")
+    _check_vae(info, vae_info)
 
     matches = _match_loras(info, [path for path, _ in loras])
     # whatever can be missing is looked for before the largest part is read
@@ -143,8 +144,8 @@ def load_pipeline(
         encoder = load_text_encoder_nano(text_encoder, dtype=dtype, device=device)
     else:
         encoder = load_qwen_clip_folder(text_encoder, dtype=dtype, device=device, offload=True)
-    loaded_vae = load_vae(vae, dtype=dtype, device=device)
-    transformer, _ = load_transformer(info.path, dtype=dtype, device=device)
+    loaded_vae = load_vae(vae_info, dtype=dtype, device=device)
+    transformer, _ = load_transformer(info, dtype=dtype, device=device)
     merge_loras(transformer, zip(matches, (strength for _, strength in loras), strict=True))
     return Pipeline(
         transformer, encoder, loaded_vae, info.settings, info.tasks, loras=tuple(matches)

@@ -51,7 +51,7 @@ class Checkpoint(WeightFiles):
 
 
 def open_checkpoint(
-    path: str | Path,
+    path: str | Path | CheckpointInfo,
     *,
     component: Component | None = None,
     device: torch.device | str = "cpu",
@@ -60,7 +60,8 @@ def open_checkpoint(
     """Identify a checkpoint and give its tensors by name.
 
     Args:
-        path: A .safetensors or .gguf file, an index of shards, or a folder (Diffusers' too).
+        path: A .safetensors or .gguf file, an index of shards, or a folder (Diffusers' too); or
+            what `identify` said of it, and its header is not read again.
         component: The part wanted, where there are several.
         device: Where tensors are put.
         keep_scales: See `WeightFiles`.
@@ -71,12 +72,11 @@ def open_checkpoint(
     Raises:
         CheckpointError: See `identify`.
     """
-    info = identify(path, component=component)
-    return Checkpoint(info, device, keep_scales=keep_scales)
+    return Checkpoint(_identified(path, component), device, keep_scales=keep_scales)
 
 
 def load_transformer(
-    path: str | Path,
+    path: str | Path | CheckpointInfo,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -85,7 +85,8 @@ def load_transformer(
     """Load a transformer for inference.
 
     Args:
-        path: A .safetensors or .gguf file, an index of shards, or a folder (Diffusers' too).
+        path: A .safetensors or .gguf file, an index of shards, or a folder (Diffusers' too); or
+            what `identify` said of it.
         dtype: Storage dtype of the weights; None keeps the file's. Of GGUF that leaves matrices
             packed, and gives the rest of it and scaled fp8 one dtype: bf16 unless GGUF is not
             quantised.
@@ -109,7 +110,7 @@ def load_transformer(
 
 
 def load_vae(
-    path: str | Path,
+    path: str | Path | CheckpointInfo,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -118,7 +119,8 @@ def load_vae(
     """Load an autoencoder for inference: HunyuanVideo's, FLUX's or nano's.
 
     Args:
-        path: A .safetensors file in Diffusers' or the original layout, or a folder.
+        path: A .safetensors file in Diffusers' or the original layout, or a folder; or what
+            `identify` said of it.
         dtype: Storage dtype of the weights; None keeps the file's.
         device: Where the weights go.
         ops: Layer factory.
@@ -149,7 +151,7 @@ def load_vae(
 
 
 def load_text_encoder_nano(
-    path: str | Path,
+    path: str | Path | CheckpointInfo,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -157,7 +159,8 @@ def load_text_encoder_nano(
     """Load nano's text encoder.
 
     Args:
-        path: A .safetensors file, or a folder with a text_encoder sub-folder.
+        path: A .safetensors file, or a folder with a text_encoder sub-folder; or what `identify`
+            said of it.
         dtype: Storage dtype of the weights; None keeps the file's.
         device: Where the weights go.
 
@@ -167,10 +170,10 @@ def load_text_encoder_nano(
     Raises:
         CheckpointError: The file cannot be used or is another text encoder.
     """
-    info = identify(path, component="text_encoder")
+    info = _identified(path, "text_encoder")
     if info.variant != "nano":
         raise CheckpointError(
-            f"{path} is the text encoder {info.variant}: expected nano's own, "
+            f"{info.path} is the text encoder {info.variant}: expected nano's own, "
             "which comes with the package."
         )
     (file,) = {entry.file for entry in info.header.tensors.values()}
@@ -267,6 +270,16 @@ def check_names_and_shapes(
         f"{path} does not fit its network of {len(expected)} tensors: {'; '.join(faults)}; "
         "download the file again, or use one in an unmodified layout."
     )
+
+
+def _identified(path: str | Path | CheckpointInfo, component: Component | None) -> CheckpointInfo:
+    """What a checkpoint is; its header is read unless that was done."""
+    if not isinstance(path, CheckpointInfo):
+        return identify(path, component=component)
+    if component not in (None, path.kind):
+        found, wanted = (part.replace("_", " ") for part in (path.kind, component))
+        raise CheckpointError(f"{path.path} holds a {found}: expected a {wanted}; give that part.")
+    return path
 
 
 def _assign(network: nn.Module, name: str, tensor: Tensor) -> None:

@@ -63,8 +63,12 @@ def make_request(args: argparse.Namespace, task: Task, image: np.ndarray | None)
     )
 
 
-def load_parts(args: argparse.Namespace) -> Pipeline:
+def load_parts(args: argparse.Namespace, info: CheckpointInfo) -> Pipeline:
     """Load the model that was asked for, with its attention backend.
+
+    Args:
+        args: Which parts, and how.
+        info: The transformer, as `identify_model` found it.
 
     Raises:
         ValueError: A part or the backend is missing or does not fit.
@@ -77,7 +81,7 @@ def load_parts(args: argparse.Namespace) -> Pipeline:
     attend = load_backend(args.attention_backend)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     pipeline = load_pipeline(
-        args.model,
+        info,
         vae=args.vae,
         text_encoder=args.text_encoder,
         dtype=dtypes.get(args.dtype),

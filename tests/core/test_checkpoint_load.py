@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from kandinsky_core.checkpoint import (
     describe_metadata,
+    identify,
     load_text_encoder_nano,
     load_transformer,
     load_vae,
@@ -94,6 +95,19 @@ def test_tensors_by_name(tmp_path, weights):
         assert torch.equal(checkpoint[name], weights[name])
         with pytest.raises(KeyError):
             checkpoint["nothing"]
+
+
+def test_what_was_identified_loads_as_its_file_does(tmp_path, weights):
+    path = tmp_path / "model.safetensors"
+    save_file(weights, path)
+    info = identify(path)
+    network, same = load_transformer(info)
+    assert_same(network, weights)
+    assert same is info
+    with pytest.raises(CheckpointError, match=r"holds a transformer: expected a vae"):
+        load_vae(info)
+    with pytest.raises(CheckpointError, match=r"holds a transformer: expected a text encoder"):
+        load_text_encoder_nano(info)
 
 
 def test_every_mismatch_is_one_sentence(tmp_path, weights):
