@@ -1,7 +1,8 @@
 """The whole pipeline: prompt (and image) in, latents and frames out.
 
-`generate` reads top to bottom: settle the request, encode the text, encode the image, sample,
-decode. Sources of each part are named where it lives.
+`generate` is three steps: `settle` fills what the request leaves open, `prepare` encodes texts and
+image and draws the noise, `run` samples. Whoever wants another condition, sparse attention or noise
+than a request asks for gives it to `prepare`. Sources of each part are named where it lives.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .attention import Nabla
 from .caching import BlockCache
 from .family.overrides import SizeClass, row_of_class
 from .family.settings import EXAMPLE_FILES, Attention, SamplingSettings, Task
@@ -78,6 +80,36 @@ class GenerateRequest:
     """Whether image to video ends with the reference's correction of the first frames."""
     unguided_last_step: bool = False
     """Whether the last step goes without guidance, which some find to leave less noise."""
+
+
+Settled = tuple[VideoShape, SamplingSettings]
+"""What `settle` gives: size and frames, and the settings to use."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run takes beside the model: settled, encoded and drawn."""
+
+    shape: VideoShape
+    """Size in pixels and frames."""
+    settings: SamplingSettings
+    """Guidance, RoPE scale and the rest."""
+    times: Tensor = field(repr=False)
+    """Falling from 1 (noise) to 0 (data), (steps + 1,), fp32."""
+    noise: Tensor = field(repr=False)
+    """What sampling starts from, (1, C, T, H, W) in model space, fp32."""
+    positive: TextConditioning = field(repr=False)
+    """What to make."""
+    negative: TextConditioning | None = field(repr=False)
+    """What to guide away from; None without guidance."""
+    condition: VisualCondition = field(repr=False)
+    """First frame or source image, in model space."""
+    nabla: Nabla | None
+    """Makes attention among visual tokens sparse; None leaves it dense."""
+    unguided_last_step: bool = False
+    """Whether the last step goes without guidance."""
+    normalize: bool = False
+    """Whether the first frames are corrected at the end."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +183,9 @@ def generate(
     pipeline: Pipeline,
     request: GenerateRequest,
     *,
+    condition: VisualCondition | None = None,
+    nabla: Nabla | None = None,
+    noise: Tensor | None = None,
     on_step: Callable[[Step], None] | None = None,
     cache: BlockCache | None = None,
 ) -> Generated:
@@ -159,9 +194,11 @@ def generate(
     Args:
         pipeline: The model.
         request: What to make.
-        on_step: Called after every sampling step; may raise to cancel.
-        cache: Decides which steps run the network's visual blocks; None always runs them. Holds
-            no tensors afterwards.
+        condition: See `prepare`, and so for the next two.
+        nabla: Sparse attention.
+        noise: What sampling starts from.
+        on_step: See `run`, and so for the last.
+        cache: Decides which steps run the network's visual blocks.
 
     Returns:
         Latents, and frames to be decoded from them.
@@ -169,13 +206,51 @@ def generate(
     Raises:
         ValueError: If the request does not fit the model; the sentence says what would.
     """
-    shape, settings = settle(pipeline, request)
-    geometry = settings.geometry(pipeline.geometry)
+    settled = settle(pipeline, request)
+    prepared = prepare(pipeline, request, settled, condition=condition, nabla=nabla, noise=noise)
+    return run(pipeline, prepared, on_step=on_step, cache=cache)
+
+
+@torch.no_grad()
+def prepare(
+    pipeline: Pipeline,
+    request: GenerateRequest,
+    settled: Settled,
+    *,
+    condition: VisualCondition | None = None,
+    nabla: Nabla | None = None,
+    noise: Tensor | None = None,
+) -> Prepared:
+    """Encode what a request gives and draw its noise.
+
+    Args:
+        pipeline: The model.
+        request: What to make.
+        settled: The request's, from `settle`.
+        condition: What the network sees beside the noisy latents, in model space; None encodes
+            the request's image as its task has it.
+        nabla: Sparse attention; None goes by the settings.
+        noise: What sampling starts from, (1, C, T, H, W); None draws it from the request's seed.
+
+    Returns:
+        What `run` takes.
+
+    Raises:
+        ValueError: A setting is out of its range, or a part does not fit the model or the shape.
+    """
+    shape, settings = settled
     times = timesteps(settings.num_steps, settings.shift)
-    if cache is not None:
-        cache.begin(settings.num_steps)
     channels = pipeline.transformer.config.latent_channels
-    noise = make_noise(shape.latent_shape(channels, geometry=geometry), request.seed)
+    latent_shape = shape.latent_shape(channels, geometry=settings.geometry(pipeline.geometry))
+    if noise is None:
+        noise = make_noise(latent_shape, request.seed)
+    elif noise.shape != latent_shape:
+        raise ValueError(
+            f"noise has shape {tuple(noise.shape)} and the latents of this request {latent_shape}: "
+            "give noise of that shape, or none"
+        )
+    if condition is not None:
+        _check_condition(condition, noise)
 
     image = None if request.image is None else fit_image(request.image, shape.size)
     prompt = add_triggers(request.prompt, pipeline.triggers if request.use_triggers else ())
@@ -184,22 +259,59 @@ def generate(
     if settings.guidance_scale != 1:
         negative = _encode_text(pipeline, settings.negative_prompt, request.task, image)
 
-    condition = _encode_image(pipeline, request.task, image)
-    model = GuidedModel(
-        pipeline.transformer,
+    if condition is None:
+        condition = _encode_image(pipeline, request.task, image)
+    return Prepared(
+        shape,
+        settings,
+        times,
+        noise,
         positive,
         negative,
+        condition,
+        nabla or nabla_for(settings),
+        request.unguided_last_step,
+        normalize=request.normalize and condition.first_frame is not None,
+    )
+
+
+def run(
+    pipeline: Pipeline,
+    prepared: Prepared,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+    cache: BlockCache | None = None,
+) -> Generated:
+    """Sample.
+
+    Args:
+        pipeline: The model that it was prepared for.
+        prepared: From `prepare`.
+        on_step: Called after every sampling step; may raise to cancel.
+        cache: Decides which steps run the network's visual blocks; None always runs them. Holds
+            no tensors afterwards.
+
+    Returns:
+        Latents, and frames to be decoded from them.
+    """
+    settings, times, condition = prepared.settings, prepared.times, prepared.condition
+    model = GuidedModel(
+        pipeline.transformer,
+        prepared.positive,
+        prepared.negative,
         settings.guidance_scale,
         condition,
         settings.rope_scale,
         pipeline.attend,
         cache=cache,
-        nabla=nabla_for(settings),
-        unguided_from=times[-2].item() if request.unguided_last_step else 0.0,
+        nabla=prepared.nabla,
+        unguided_from=times[-2].item() if prepared.unguided_last_step else 0.0,
     )
-    latents = noise
+    latents = prepared.noise.to(pipeline.device)
+    if cache is not None:
+        cache.begin(len(times) - 1)
     try:
-        for step in sample(model, noise.to(pipeline.device), times, condition=condition):
+        for step in sample(model, latents, times, condition=condition):
             latents = step.latents
             if on_step is not None:
                 on_step(step)
@@ -207,9 +319,10 @@ def generate(
         if cache is not None:
             cache.end()
 
-    if condition.first_frame is not None and request.normalize:
+    if prepared.normalize:
         latents = normalize_first_frames(latents)
-    return Generated(to_vae_space(latents, pipeline.vae.config), shape, settings, pipeline.vae)
+    in_vae_space = to_vae_space(latents, pipeline.vae.config)
+    return Generated(in_vae_space, prepared.shape, settings, pipeline.vae)
 
 
 def fit_image(image: np.ndarray, size: Size) -> Tensor:
@@ -317,9 +430,20 @@ def _encode_image(pipeline: Pipeline, task: Task, image: Tensor | None) -> Visua
     if image is None:
         return VisualCondition()
     device = next(pipeline.vae.parameters()).device
-    with torch.no_grad():
-        latents = pipeline.vae.encode(image.to(device))
-    latents = to_model_space(latents, pipeline.vae.config)
+    latents = to_model_space(pipeline.vae.encode(image.to(device)), pipeline.vae.config)
     if task == "i2v":
         return VisualCondition(first_frame=latents)
     return VisualCondition(source=latents)
+
+
+def _check_condition(condition: VisualCondition, noise: Tensor) -> None:
+    """Refuse given latents of another size than the noise, or that leave nothing to make."""
+    for name in ("first_frame", "last_frame", "source"):
+        latents = getattr(condition, name)
+        fits = (1, *noise.shape[1:2], *noise.shape[3:])
+        if latents is not None and (*latents.shape[:2], *latents.shape[3:]) != fits:
+            raise ValueError(
+                f"condition: {name} has shape {tuple(latents.shape)} and the clip "
+                f"{tuple(noise.shape)}; encode frames of the clip's size with the model's VAE"
+            )
+    condition.impose(noise)

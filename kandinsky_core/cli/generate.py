@@ -23,7 +23,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
     Whatever can be refused is refused at the start.
     """
-    from ..generate import settle
+    from ..generate import prepare, settle
     from ..pipeline import identify_model
     from .jobs import checksum, list_jobs, naming, result_metadata, unfinished
 
@@ -39,15 +39,17 @@ def run_generate(args: argparse.Namespace) -> None:
     caches = make_magcaches(jobs, info, task)
     image = read_given_image(args)
     requests = [make_request(job, task, image) for job in jobs]
-    pipeline = load_parts(args)
+    pipeline = load_parts(args, info)
     for match in pipeline.loras:
         note(match.note)
+    settled = []
     for job, request in zip(jobs, requests, strict=True):
         with naming(job):
-            settle(pipeline, request)
+            settled.append(settle(pipeline, request))
     budget = None if args.vae_memory is None else int(args.vae_memory * GIB)
     sha256 = ""
-    for number, (job, request, cache) in enumerate(zip(jobs, requests, caches, strict=True), 1):
+    work = zip(jobs, requests, settled, caches, strict=True)
+    for number, (job, request, fixed, cache) in enumerate(work, 1):
         if args.prompts is not None:
             sys.stderr.write(f"[{number}/{len(jobs)}] {job.prompt}\n")
         with naming(job):
@@ -55,7 +57,8 @@ def run_generate(args: argparse.Namespace) -> None:
                 expanded = expand_with(job, pipeline.text_encoder, task)
                 request = replace(request, prompt=expanded)
             _mention_unknown_words(pipeline, request.prompt)
-            result = sample_with_progress(pipeline, request, cache)
+            prepared = prepare(pipeline, request, fixed)
+            result = sample_with_progress(pipeline, prepared, cache)
         sha256 = sha256 or checksum(info)
         metadata = result_metadata(job, request.prompt, result, task=task, sha256=sha256)
         if cache is not None:

@@ -46,6 +46,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
     """Sample once in full and write the ratios between its steps."""
     from ..caching import Calibration, describe_release, save_ratios
     from ..files import check_writable
+    from ..generate import prepare, settle
     from ..pipeline import identify_model
 
     if args.unguided_last_step:
@@ -60,7 +61,9 @@ def run_calibrate(args: argparse.Namespace) -> None:
     check_writable(args.output)
     import_extra("tqdm", "video")
     calibration, request = Calibration(), make_request(args, task, read_given_image(args))
-    result = sample_with_progress(load_parts(args), request, calibration)
+    pipeline = load_parts(args, info)
+    prepared = prepare(pipeline, request, settle(pipeline, request))
+    result = sample_with_progress(pipeline, prepared, calibration)
     assert info.release is not None, "identify_model finds transformers only"
     release = describe_release(info.release)
     measured_on = {

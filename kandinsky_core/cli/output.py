@@ -14,7 +14,7 @@ from ..errors import import_extra
 if TYPE_CHECKING:
     from ..caching import BlockCache
     from ..family.settings import Task
-    from ..generate import Generated, GenerateRequest
+    from ..generate import Generated, Prepared
     from ..pipeline import Pipeline
 
 
@@ -48,11 +48,11 @@ def check_outputs(output: Path | None, sheet: Path | None, task: Task) -> Path:
 
 
 def sample_with_progress(
-    pipeline: Pipeline, request: GenerateRequest, cache: BlockCache | None = None
+    pipeline: Pipeline, prepared: Prepared, cache: BlockCache | None = None
 ) -> Generated:
     """Sample under a progress bar, which appears with the first step."""
     from ..flow import Step
-    from ..generate import generate
+    from ..generate import run
 
     tqdm = import_extra("tqdm", "video").tqdm
     with tqdm(desc="sampling", unit="step", delay=1e-3, mininterval=0, miniters=1) as bar:
@@ -61,7 +61,7 @@ def sample_with_progress(
             bar.total = step.num_steps
             bar.update()
 
-        return generate(pipeline, request, on_step=on_step, cache=cache)
+        return run(pipeline, prepared, on_step=on_step, cache=cache)
 
 
 def write_result(
