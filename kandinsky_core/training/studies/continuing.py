@@ -2,10 +2,11 @@
 
     python -m kandinsky_core.training.studies.continuing --report docs/continuing_quality.md
 
-Held-out scenes are rendered, some of their frames are given (encoded, as the nodes do it), and the
-model makes the others: one first frame, as in training, several, or the first and the last. The
-oracle judges the whole clip; smoothness is the largest change from one frame to the next, as a
-multiple of the rendered clip's. About 8 minutes on two cores.
+Held-out scenes are rendered, some of their frames are given, and the model makes the others: one
+first frame, as in training, several, or the first and the last. A last frame is encoded here as a
+clip of its own, where `generate` encodes the group of frames that it stands for. The oracle judges
+the whole clip; smoothness is the largest change from one frame to the next, as a multiple of the
+rendered clip's. About 8 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...family.shapes import VideoShape
-from ...flow import VisualCondition, make_noise, sample, timesteps
-from ...guided_model import GuidedModel
-from ...models import to_model_space, to_vae_space
+from ...flow import VisualCondition
+from ...generate import GenerateRequest, generate
+from ...models import to_model_space
 from ...pipeline import Pipeline
-from ...video import to_pixels, to_uint8
+from ...video import to_pixels
 from ..world import HeldOut, correct, heldout_captions, measure, render
 from ..world.accuracy import wilson_interval
 from .evaluate import find_parts, load
@@ -66,33 +66,25 @@ def complete(pipeline: Pipeline, question: HeldOut, truth: np.ndarray, given: Gi
     Returns:
         uint8 (F, H, W, 3).
     """
-    config = pipeline.vae.config
 
     def encode(frames: np.ndarray) -> Tensor:
-        return to_model_space(pipeline.vae.encode(to_pixels(frames)), config)
+        return to_model_space(pipeline.vae.encode(to_pixels(frames)), pipeline.vae.config)
 
     condition = VisualCondition(
         encode(truth[: given.first]), last_frame=encode(truth[-1:]) if given.last else None
     )
-    settings = pipeline.settings
-    shape = VideoShape(len(truth), *truth.shape[1:3])
-    channels = pipeline.transformer.config.latent_channels
-    latents = make_noise(
-        shape.latent_shape(channels, geometry=settings.geometry(pipeline.geometry)), question.seed
+    num_frames, height, width, _ = truth.shape
+    request = GenerateRequest(
+        question.caption,
+        "i2v",
+        image=truth[0],
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        seed=question.seed,
+        normalize=False,
     )
-    model = GuidedModel(
-        pipeline.transformer,
-        pipeline.text_encoder.encode([question.caption], task="i2v"),
-        pipeline.text_encoder.encode([settings.negative_prompt], task="i2v"),
-        settings.guidance_scale,
-        condition,
-        settings.rope_scale,
-        pipeline.attend,
-    )
-    times = timesteps(settings.num_steps, settings.shift)
-    for step in sample(model, latents, times, condition=condition):
-        latents = step.latents
-    return to_uint8(pipeline.vae.decode(to_vae_space(latents, config)))
+    return np.stack(list(generate(pipeline, request, condition=condition).frames()))
 
 
 def largest_change(frames: np.ndarray) -> float:

@@ -23,12 +23,9 @@ import torch
 
 from ...attention import MapReport, Nabla
 from ...family.shapes import VideoShape
-from ...flow import VisualCondition, make_noise, sample, timesteps
-from ...guided_model import GuidedModel
-from ...models import to_vae_space
+from ...generate import GenerateRequest, generate
 from ...nano import nano_path
 from ...pipeline import Pipeline
-from ...video import to_uint8
 from ..distributed import Group, launch
 from ..world import HeldOut, correct, measure, render
 from .answers import Answers, Place, Row, checksum
@@ -77,7 +74,6 @@ VARIANTS = (
 )
 
 
-@torch.no_grad()
 def make_clip(
     pipeline: Pipeline, question: HeldOut, nabla: Nabla | None
 ) -> tuple[np.ndarray, float]:
@@ -86,31 +82,17 @@ def make_clip(
     Returns:
         uint8 (F, H, W, 3), and the density of its maps, 1 for dense.
     """
-    settings = pipeline.settings.for_size(SIZE, SIZE)
-    geometry = settings.geometry(pipeline.geometry)
-    channels = pipeline.transformer.config.latent_channels
-    shape = VideoShape(NUM_FRAMES, SIZE, SIZE).latent_shape(channels, geometry=geometry)
     densities: list[float] = []
 
     def note(report: MapReport) -> None:
         densities.append(float(report.density.mean()))
 
-    encode = pipeline.text_encoder.encode
-    model = GuidedModel(
-        pipeline.transformer,
-        encode([question.caption], task="t2v"),
-        encode([settings.negative_prompt], task="t2v"),
-        settings.guidance_scale,
-        VisualCondition(),
-        settings.rope_scale,
-        pipeline.attend,
-        nabla=None if nabla is None else replace(nabla, observe=note),
+    request = GenerateRequest(
+        question.caption, height=SIZE, width=SIZE, num_frames=NUM_FRAMES, seed=question.seed
     )
-    latents = make_noise(shape, question.seed)
-    for step in sample(model, latents, timesteps(settings.num_steps, settings.shift)):
-        latents = step.latents
-    frames = pipeline.vae.decode(to_vae_space(latents, pipeline.vae.config))
-    return to_uint8(frames), float(np.mean(densities)) if densities else 1.0
+    observed = None if nabla is None else replace(nabla, observe=note)
+    frames = np.stack(list(generate(pipeline, request, nabla=observed).frames()))
+    return frames, float(np.mean(densities)) if densities else 1.0
 
 
 def count_levels(group: Group, pipeline: Pipeline) -> torch.Tensor:
