@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .attention import Nabla
 from .caching import BlockCache
 from .family.overrides import SizeClass, row_of_class
 from .family.settings import EXAMPLE_FILES, Attention, SamplingSettings, Task
-from .family.shapes import Size, VideoShape, cover_crop, resolve_size
+from .family.shapes import Size, VideoShape, resolve_size
 from .flow import (
     Step,
     VisualCondition,
@@ -32,7 +31,7 @@ from .guided_model import GuidedModel
 from .models import ImageVAE, VideoVAE, to_model_space, to_vae_space
 from .pipeline import Pipeline, nabla_for
 from .text import TextConditioning, add_triggers
-from .video import to_pixels, to_uint8
+from .video import cover, to_pixels, to_uint8
 
 IMAGE_TASKS: tuple[Task, ...] = ("i2v", "i2i")
 """Tasks that start from an image."""
@@ -73,7 +72,7 @@ class GenerateRequest:
     nabla_p: float | None = None
     """Share of attention that NABLA's kept blocks must cover, in [0, 1]."""
     seed: int = 0
-    """Of the starting noise, from 0 to 2**64 - 1."""
+    """Of the starting noise, from 0 to `seeds.MOST_SEED`."""
     use_triggers: bool = True
     """Put the trigger texts of the pipeline's LoRAs before the prompt."""
     normalize: bool = True
@@ -335,13 +334,8 @@ def fit_image(image: np.ndarray, size: Size) -> Tensor:
     Returns:
         Pixels (1, 3, 1, height, width) in [-1, 1], fp32.
     """
-    height, width = size
-    crop = cover_crop(image.shape[:2], size)
     pixels = to_pixels(image[None])[:, :, 0]  # (1, 3, H, W)
-    if tuple(pixels.shape[2:]) != crop.resized:
-        pixels = F.interpolate(pixels, crop.resized, mode="bilinear", antialias=True)
-    rows, columns = slice(crop.top, crop.top + height), slice(crop.left, crop.left + width)
-    return pixels[:, :, None, rows, columns]
+    return cover(pixels, size)[:, :, None]
 
 
 def settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[VideoShape, SamplingSettings]:
