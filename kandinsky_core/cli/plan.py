@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..family.settings import TASKS
+
 if TYPE_CHECKING:
     from ..family.shapes import Size
 
@@ -31,7 +33,7 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--model", default="video_lite", help="a variant of the family, or a file or folder"
     )
-    command.add_argument("--task", choices=("t2v", "i2v", "t2i", "i2i"), help="what from what")
+    command.add_argument("--task", choices=TASKS, help="what from what")
     command.add_argument("--size", type=_size, metavar="HxW", help="pixels, e.g. 512x768")
     command.add_argument("--frames", type=int, help="clip length, 4k + 1")
     command.add_argument("--steps", type=int, help="sampling steps; they cost time alone")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from .config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from .overrides import TYPED, Orientation, Override, SizeClass, choose_settings, row_of_class
 from .presets import PRESETS, Part
-from .settings import EXAMPLE_FILES, FPS, Attention, Release, SamplingSettings, Task
+from .settings import EXAMPLE_FILES, FPS, TASKS, Attention, Release, SamplingSettings, Task
 from .shapes import (
     RELEASED,
     Size,
     VideoShape,
     check_frames,
     check_size,
-    cover_crop,
     frames_for_seconds,
     pixel_shape,
     resolve_size,
@@ -24,6 +23,7 @@ __all__ = [
     "FPS",
     "PRESETS",
     "RELEASED",
+    "TASKS",
     "TYPED",
     "VAES",
     "VAE_OF",
@@ -43,7 +43,6 @@ __all__ = [
     "check_frames",
     "check_size",
     "choose_settings",
-    "cover_crop",
     "frames_for_seconds",
     "pixel_shape",
     "resolve_size",

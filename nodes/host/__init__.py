@@ -42,7 +42,7 @@ from .model.sampling import native_sigmas, sample_latents, sampling_shift
 from .plan import free_main_memory, free_memory, make_job
 from .routes import add_routes
 from .run import PROMPT, prompt_of, record, set_conditioning, show_text
-from .text.clip import TASKS, encode_text, fingerprint_vision, load_text_encoders
+from .text.clip import encode_text, fingerprint_vision, load_text_encoders
 from .text.expand import expand_prompt
 from .vae import (
     decode_frames,
@@ -62,7 +62,6 @@ __all__ = [
     "PROMPT",
     "SOURCE",
     "SPACE",
-    "TASKS",
     "WEIGHT_DTYPES",
     "AttentionChoice",
     "Folder",
