@@ -76,7 +76,7 @@ def run_plan(args: argparse.Namespace) -> None:
     """Print the plan, or write the page about the family."""
     import torch
 
-    from ..files import atomic_write
+    from ..files import write_text
     from ..planning.jobs import Request, make_job, smaller_sizes
     from ..planning.report import describe, markdown
 
@@ -86,8 +86,7 @@ def run_plan(args: argparse.Namespace) -> None:
         if args.report is None:
             sys.stdout.write(markdown())
             return
-        with atomic_write(args.report) as part:
-            part.write_text(markdown(), encoding="utf-8")
+        write_text(args.report, markdown())
         sys.stdout.write(f"{args.report}\n")
         return
     memory, main = _bytes("--memory", args.memory), _bytes("--main-memory", args.main_memory)
