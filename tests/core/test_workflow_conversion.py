@@ -587,6 +587,24 @@ def test_pictures_that_cannot_be_connected_are_named():
     ]
 
 
+def test_foreign_nodes_behind_official_ones_get_what_there_is():
+    workflow, report = convert_workflow(
+        {
+            "1": api("Kandinsky5LoadDiT", dit="kandinsky5lite_i2i.safetensors"),
+            "2": api("Kandinsky5TextEncode", prompt="a boat"),
+            "3": api("LoadImage", image="boat.png"),
+            "4": api("Kandinsky5VAEImageEncode", image=["3", 0], config=["1", 1]),
+            "5": api("ShowLatent", latent=["4", 0]),
+            "6": api("ShowPooled", pooled=["2", 1]),
+        }
+    )
+    assert workflow["4"]["class_type"] == "K5_FitImage"
+    assert workflow["5"] == api("ShowLatent")  # K5_FitImage gives a picture, not a latent
+    assert workflow["6"] == api("ShowPooled", pooled=["2", 0])
+    (line,) = report.lost
+    assert line.startswith("ShowLatent 5: its input 'latent' came from Kandinsky5VAEImageEncode 4")
+
+
 def test_native_nodes_after_sampling_tell_what_they_had_set():
     image_to_video = {
         "6": api(
