@@ -4,9 +4,10 @@ PYTHON ?= python3
 MANAGE := $(PYTHON) scripts/manage.py
 export PROMPT SEED COMFYUI_PATH
 
-.PHONY: demo comfy test bench setup
+.PHONY: demo comfy test bench docs setup
 demo:  ; $(MANAGE) demo
 comfy: ; $(MANAGE) comfy
 test:  ; $(MANAGE) test $(ARGS)
 bench: ; $(MANAGE) bench $(ARGS)
+docs:  ; $(MANAGE) docs
 setup: ; $(MANAGE) setup --profile test

@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
     verbs.add_parser("bench", help="measure against diffusers; further arguments are its own")
 
+    verbs.add_parser("docs", help="write pages of the core's public names into build/api")
+
     verbs.add_parser("test", help="lint, types and every test; further arguments go to pytest")
     return parser
 
@@ -85,7 +87,7 @@ def main() -> int:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _end_like_ctrl_c)
-    from tooling import checks, comfyui, demo, environment, thumbnails
+    from tooling import api_pages, checks, comfyui, demo, environment, thumbnails
 
     arguments, passed_on = _parse(sys.argv[1:])
     try:
@@ -100,6 +102,8 @@ def main() -> int:
             thumbnails.make_thumbnails(arguments.seed)
         elif arguments.verb == "bench":
             return checks.measure(passed_on)
+        elif arguments.verb == "docs":
+            return api_pages.write_pages()
         else:
             return checks.run_all(passed_on)
     except KeyboardInterrupt:
