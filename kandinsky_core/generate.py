@@ -7,18 +7,21 @@ than a request asks for gives it to `prepare`. Sources of each part are named wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .attention import Nabla
 from .caching import BlockCache
-from .family.overrides import SizeClass, row_of_class
-from .family.settings import EXAMPLE_FILES, Attention, SamplingSettings, Task
-from .family.shapes import Size, VideoShape, resolve_size
+from .family.settings import SamplingSettings, Task
+from .family.shapes import Size, VideoShape, cover_crop
+from .family.tasks import check_image
+from .family.typed import Settled, Typed
+from .family.typed import settle as settle_typed
 from .flow import (
     Step,
     VisualCondition,
@@ -31,58 +34,25 @@ from .guided_model import GuidedModel
 from .models import ImageVAE, VideoVAE, to_model_space, to_vae_space
 from .pipeline import Pipeline, nabla_for
 from .text import TextConditioning, add_triggers
-from .video import cover, to_pixels, to_uint8
-
-IMAGE_TASKS: tuple[Task, ...] = ("i2v", "i2i")
-"""Tasks that start from an image."""
-STILL_TASKS: tuple[Task, ...] = ("t2i", "i2i")
-"""Tasks whose result is one frame."""
+from .video import to_pixels, to_uint8
 
 
 @dataclass(frozen=True)
-class GenerateRequest:
-    """What to make. Everything left at None comes from the checkpoint's settings."""
+class GenerateRequest(Typed):
+    """What to make: a prompt, what it starts from, and what is typed of its settings."""
 
     prompt: str
     """What to show."""
-    task: Task = "t2v"
-    """Text or image (first letter) to video or image (last)."""
-    negative_prompt: str | None = None
-    """What to guide away from."""
     image: np.ndarray | None = None
     """uint8 (H, W, 3) RGB, for tasks that start from one."""
-    height: int | None = None
-    """Pixels."""
-    width: int | None = None
-    """Pixels."""
-    size_class: SizeClass = "auto"
-    """Sizes and settings to use; auto goes by height and width, and is small without them."""
-    num_frames: int | None = None
-    """Frames, 4k + 1; always 1 for images."""
-    num_steps: int | None = None
-    """Euler steps."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance; 1 turns it off."""
-    shift: float | None = None
-    """Warp of the times towards noise."""
-    rope_scale: tuple[float, float, float] | None = None
-    """Divisor of the rotary angles (t, h, w)."""
-    attention: Attention | None = None
-    """Dense, or NABLA: sparse, for sizes that divide into its tiles."""
-    nabla_p: float | None = None
-    """Share of attention that NABLA's kept blocks must cover, in [0, 1]."""
     seed: int = 0
-    """Of the starting noise, from 0 to `seeds.MOST_SEED`."""
+    """Of the starting noise, from 0 to 2**64 - 1."""
     use_triggers: bool = True
     """Put the trigger texts of the pipeline's LoRAs before the prompt."""
     normalize: bool = True
     """Whether image to video ends with the reference's correction of the first frames."""
     unguided_last_step: bool = False
     """Whether the last step goes without guidance, which some find to leave less noise."""
-
-
-Settled = tuple[VideoShape, SamplingSettings]
-"""What `settle` gives: size and frames, and the settings to use."""
 
 
 @dataclass(frozen=True)
@@ -148,36 +118,6 @@ class Generated:
             yield from to_uint8(chunk)
 
 
-def default_task(tasks: Sequence[Task], *, with_image: bool) -> Task:
-    """The first task of a model that starts from an image, or that does not.
-
-    Where it has none, the one that was meant, which `check_task` refuses.
-    """
-    for task in tasks:
-        if (task in IMAGE_TASKS) == with_image:
-            return task
-    if with_image:
-        return "i2i" if tasks[0] in STILL_TASKS else "i2v"
-    return tasks[0]
-
-
-def check_task(task: Task, tasks: Sequence[Task]) -> None:
-    """Refuse a task that a model was not trained for.
-
-    Args:
-        task: What is to be made from what.
-        tasks: Those of the model.
-
-    Raises:
-        ValueError: It is none of them; the sentence names a file that does it.
-    """
-    if task not in tasks:
-        raise ValueError(
-            f"task {task} is not what this model was trained for; choose {' or '.join(tasks)}, or "
-            f"load a file for it such as {EXAMPLE_FILES[task]}"
-        )
-
-
 def generate(
     pipeline: Pipeline,
     request: GenerateRequest,
@@ -237,7 +177,7 @@ def prepare(
     Raises:
         ValueError: A setting is out of its range, or a part does not fit the model or the shape.
     """
-    shape, settings = settled
+    task, shape, settings = settled.task, settled.shape, settled.settings
     times = timesteps(settings.num_steps, settings.shift)
     channels = pipeline.transformer.config.latent_channels
     latent_shape = shape.latent_shape(channels, geometry=settings.geometry(pipeline.geometry))
@@ -253,13 +193,13 @@ def prepare(
 
     image = None if request.image is None else fit_image(request.image, shape.size)
     prompt = add_triggers(request.prompt, pipeline.triggers if request.use_triggers else ())
-    positive = _encode_text(pipeline, prompt, request.task, image)
+    positive = _encode_text(pipeline, prompt, task, image)
     negative = None
     if settings.guidance_scale != 1:
-        negative = _encode_text(pipeline, settings.negative_prompt, request.task, image)
+        negative = _encode_text(pipeline, settings.negative_prompt, task, image)
 
     if condition is None:
-        condition = _encode_image(pipeline, request.task, image)
+        condition = _encode_image(pipeline, task, image)
     return Prepared(
         shape,
         settings,
@@ -334,11 +274,16 @@ def fit_image(image: np.ndarray, size: Size) -> Tensor:
     Returns:
         Pixels (1, 3, 1, height, width) in [-1, 1], fp32.
     """
+    height, width = size
+    crop = cover_crop(image.shape[:2], size)
     pixels = to_pixels(image[None])[:, :, 0]  # (1, 3, H, W)
-    return cover(pixels, size)[:, :, None]
+    if tuple(pixels.shape[2:]) != crop.resized:
+        pixels = F.interpolate(pixels, crop.resized, mode="bilinear", antialias=True)
+    rows, columns = slice(crop.top, crop.top + height), slice(crop.left, crop.left + width)
+    return pixels[:, :, None, rows, columns]
 
 
-def settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[VideoShape, SamplingSettings]:
+def settle(pipeline: Pipeline, request: GenerateRequest) -> Settled:
     """Fill what a request leaves open.
 
     Args:
@@ -346,62 +291,23 @@ def settle(pipeline: Pipeline, request: GenerateRequest) -> tuple[VideoShape, Sa
         request: What to make.
 
     Returns:
-        Size and frames, and the settings to use.
+        Task, size, frames and settings to use.
 
     Raises:
         ValueError: The model cannot do what is asked; the sentence says what would do.
     """
-    _check_task(pipeline, request)
-    settings = row_of_class(
-        pipeline.settings, request.size_class, request.height or 0, request.width or 0
+    image = request.image
+    settled = settle_typed(
+        pipeline.settings,
+        request,
+        pipeline.geometry,
+        tasks=pipeline.tasks,
+        image_size=None if image is None else image.shape[:2],
     )
-    tiled = replace(settings, attention=request.attention or settings.attention)
-    # a checkpoint made for one size alone is not asked for the image's own aspect
-    aspects = settings.sizes if request.task == "i2i" or len(settings.sizes) == 1 else None
-    size = resolve_size(
-        request.height,
-        request.width,
-        default=settings.default_size,
-        geometry=tiled.geometry(pipeline.geometry),
-        image_size=None if request.image is None else request.image.shape[:2],
-        area=settings.area,
-        choices=aspects,
-    )
-    given = {
-        "num_frames": 1 if request.task in STILL_TASKS else request.num_frames,
-        "num_steps": request.num_steps,
-        "guidance_scale": request.guidance_scale,
-        "shift": request.shift,
-        "rope_scale": request.rope_scale,
-        "negative_prompt": request.negative_prompt,
-        "attention": request.attention,
-        "nabla_p": request.nabla_p,
-    }
-    settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
-    if nabla_for(settings) is None and request.nabla_p is not None:
-        raise ValueError(
-            f"nabla_p is {request.nabla_p:g} and attention is dense here: choose attention nabla, "
-            "or leave nabla_p out"
-        )
-    shape = VideoShape(settings.num_frames, *size)
-    return shape.check(settings.geometry(pipeline.geometry)), settings
-
-
-def _check_task(pipeline: Pipeline, request: GenerateRequest) -> None:
-    check_task(request.task, pipeline.tasks)
-    wants_image = request.task in IMAGE_TASKS
-    if wants_image and request.image is None:
-        raise ValueError(f"task {request.task} starts from an image, got none; give one")
-    if not wants_image and request.image is not None:
-        raise ValueError(
-            f"task {request.task} takes no image, got one; leave it out, or choose i2v (video from "
-            "an image) or i2i (edit)"
-        )
-    if wants_image and not pipeline.transformer.config.visual_cond:
-        raise ValueError(
-            f"task {request.task} needs a model with an image input, and this checkpoint makes "
-            "images from text only; load a video or image-edit checkpoint"
-        )
+    takes_image = pipeline.transformer.config.visual_cond
+    check_image(settled.task, is_given=image is not None, is_taken=takes_image)
+    nabla_for(settled.settings)  # refuses a P out of its range
+    return settled
 
 
 def _encode_text(

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import torch
 from comfy_api.latest import io
 
-from ..kandinsky_core.family import RELEASED, SizeClass, VideoShape, resolve_size, row_of_class
+from ..kandinsky_core.family import SizeClass, Task, Typed, VideoShape
 from . import host
 from .convert import fill_size
 from .latents import CATEGORY, MAX_SIDE, batch_input
@@ -72,20 +72,12 @@ class FitImage(io.ComfyNode):
         height: int = 0,
         size_class: SizeClass = "auto",
     ) -> io.NodeOutput:
-        settings = row_of_class(host.settings_for(model, None), size_class, height, width)
-        has_aspects = "t2v" not in host.model_info(model).tasks or len(settings.sizes) == 1
-        try:
-            height, width = resolve_size(
-                height or None,
-                width or None,
-                default=settings.default_size,
-                geometry=settings.geometry(RELEASED),
-                image_size=(image.shape[1], image.shape[2]),
-                area=settings.area,
-                choices=settings.sizes if has_aspects else None,
-            )
-        except ValueError as error:
-            raise ValueError(f"width, height: {error}") from error
+        # any model may take a fitted image, if only to start from its latent
+        task: Task = "i2v" if "t2v" in host.model_info(model).tasks else "i2i"
+        typed = Typed(size_class=size_class, height=height or None, width=width or None)
+        image_size = (image.shape[1], image.shape[2])
+        settled = host.settle(model, typed, tasks=(task,), image_size=image_size)
+        height, width = settled.shape.size
         return io.NodeOutput(fill_size(image, height, width), width, height)
 
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from comfy_api.latest import io
 
-from ..kandinsky_core.family import TASKS
 from ..kandinsky_core.nano import nano_path
 from . import host
 
@@ -103,7 +102,7 @@ class LoadTextEncoders(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "task",
-                    options=list(TASKS),
+                    options=list(host.TASKS),
                     default="t2v",
                     tooltip=(
                         "What the native CLIP Text Encode node encodes for: the template around "

@@ -7,10 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..kandinsky_core.family import Typed
 from ..kandinsky_core.planning import GIB, describe, fits, smaller_sizes, verdict
 from . import host
 from .latents import empty_latent, size_inputs
-from .sampler_inputs import cfg_input
 
 
 class PlanMemory(io.ComfyNode):
@@ -60,8 +60,14 @@ class PlanMemory(io.ComfyNode):
                     optional=True,
                     tooltip="For its dtype; without it the model's usual one is taken.",
                 ),
-                cfg_input(
-                    "At 1 no negative prompt is run; 0 takes the checkpoint's.", optional=True
+                io.Float.Input(
+                    "cfg",
+                    default=0.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="At 1 no negative prompt is run; 0 takes the checkpoint's.",
                 ),
                 io.Float.Input(
                     "main_memory_gb",
@@ -99,15 +105,18 @@ class PlanMemory(io.ComfyNode):
         main_memory_gb: float = 0.0,
     ) -> io.NodeOutput:
         info = host.model_info(model)
+        typed = Typed(height=height, width=width, num_frames=length, guidance_scale=cfg or None)
+        settled = host.settle(model, typed, latent=latent)
+        settings = settled.settings
         if latent is None:
-            if host.makes_images_only(model):
-                length = 1
-            latent = empty_latent(width, height, length, 1, info.config.latent_channels)
-        guided = guidance and (cfg or host.settings_for(model, latent).guidance_scale) != 1
-        job = host.make_job(model, latent, clip=clip, vae=vae, guided=guided)
+            made = settled.shape
+            channels = info.config.latent_channels
+            latent = empty_latent(made.width, made.height, made.num_frames, 1, channels)
+        guided = guidance and settings.guidance_scale != 1
+        job = host.make_job(model, latent, settings, clip=clip, vae=vae, guided=guided)
         memory = int(memory_gb * GIB) or host.free_memory(model)
         main = int(main_memory_gb * GIB) or host.free_main_memory(model, clip, vae)
-        sizes = smaller_sizes(job, host.settings_for(model, None))
+        sizes = smaller_sizes(job, settled.trained)
         report, fit = describe(job, memory, sizes, main), fits(job, memory, main)
         if not fit:
             logging.warning("Kandinsky 5: this job %s", verdict(job, memory, sizes, main))

@@ -7,19 +7,10 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..kandinsky_core.checkpoint import CheckpointInfo
-from ..kandinsky_core.family import (
-    TYPED,
-    Attention,
-    Orientation,
-    Override,
-    SizeClass,
-    choose_settings,
-)
+from ..kandinsky_core.family import Attention, Orientation, SizeClass, Typed
 from . import host
 from .latents import MAX_FRAMES, MAX_SIDE
-from .sampler_inputs import cfg_input, shift_input, steps_input
 
-BEFORE = "set on the model before this node"
 ATTENTION: dict[str, Attention | None] = {"auto": None, "dense": "dense", "nabla": "nabla"}
 """Choice of the node -> attention; None is the model's."""
 
@@ -63,11 +54,31 @@ def _override_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Frames, one more than a multiple of 4; 0 takes the checkpoint's.",
         ),
-        steps_input("Sampling steps; 0 takes the checkpoint's.", optional=True),
-        cfg_input("Guidance, 1 is none; 0 takes the checkpoint's.", optional=True),
-        shift_input(
-            "Shift of the schedule; 0 takes ModelSamplingSD3's, else the checkpoint's.",
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=1000,
             optional=True,
+            tooltip="Sampling steps; 0 takes the checkpoint's.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=0.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            optional=True,
+            tooltip="Guidance, 1 is none; 0 takes the checkpoint's.",
+        ),
+        io.Float.Input(
+            "shift",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            optional=True,
+            tooltip="Shift of the schedule; 0 takes ModelSamplingSD3's, else the checkpoint's.",
         ),
         io.Float.Input(
             "rope_scale",
@@ -175,27 +186,20 @@ class Settings(io.ComfyNode):
         orientation: Orientation = "auto",
     ) -> io.NodeOutput:
         info = host.model_info(model)
-        typed = {
-            "num_frames": length,
-            "num_steps": steps,
-            "guidance_scale": cfg,
-            "shift": shift,
-            "rope_scale": (1.0, rope_scale, rope_scale) if rope_scale else None,
-            "attention": ATTENTION[attention],
-            "nabla_p": cdf_threshold,
-        }
-        overrides = {
-            field: Override(value, BEFORE) for field, value in host.chosen_before(model).items()
-        }
-        overrides |= {field: Override(value, TYPED) for field, value in typed.items() if value}
-        chosen = choose_settings(
-            host.settings_for(model, None),
+        typed = Typed(
             size_class=size_class,
             orientation=orientation,
-            height=height,
-            width=width,
-            overrides=overrides,
+            height=height or None,
+            width=width or None,
+            num_frames=length or None,
+            num_steps=steps or None,
+            guidance_scale=cfg or None,
+            shift=shift or None,
+            rope_scale=(1.0, rope_scale, rope_scale) if rope_scale else None,
+            attention=ATTENTION[attention],
+            nabla_p=cdf_threshold or None,
         )
+        chosen = host.settle(model, typed)
         settings = chosen.settings
         report = f"{_where_from(info)}\n{chosen.describe()}"
         host.show_text(cls.hidden, report)

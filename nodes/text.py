@@ -6,7 +6,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..kandinsky_core.family import TASKS
 from . import host
 from .convert import to_unit_range
 
@@ -40,7 +39,7 @@ class TextEncode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "task",
-                    options=list(TASKS),
+                    options=list(host.TASKS),
                     default="t2v",
                     tooltip=(
                         "t2v text to video, i2v image to video, t2i text to image, i2i image "

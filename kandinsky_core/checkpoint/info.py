@@ -99,6 +99,11 @@ class CheckpointInfo:
         return tasks_of(self.release, is_known=self.sources.get("task") != "default")
 
     @property
+    def main_task(self) -> Task:
+        """What a transformer is for, among what it can make."""
+        return self.task if self.task in self.tasks else self.tasks[0]
+
+    @property
     def packed_bits(self) -> float | None:
         """Bits of a weight, on average, where matrices of a GGUF file stay packed, else None."""
         entries = [

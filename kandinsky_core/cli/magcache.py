@@ -110,12 +110,12 @@ def _make_magcache(
     args: argparse.Namespace, info: CheckpointInfo, task: Task
 ) -> tuple[MagCache | None, str]:
     from ..caching import MagCache
-    from ..family.overrides import row_of_class
+    from ..family.typed import row_of_class
 
     if args.magcache is None and args.magcache_ratios is None:
         return None, ""
     assert info.settings is not None, "identify_model finds transformers only"
-    row = row_of_class(info.settings, args.size_class, args.height or 0, args.width or 0)
+    row = row_of_class(info.settings, args.size_class, args.height, args.width)
     ratios, text = _find(args.magcache_ratios, info, task, row)
     if isinstance(args.magcache, float):
         return MagCache(ratios, threshold=args.magcache), text

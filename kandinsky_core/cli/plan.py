@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..family.settings import TASKS
-
 if TYPE_CHECKING:
     from ..family.shapes import Size
 
@@ -33,12 +31,22 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--model", default="video_lite", help="a variant of the family, or a file or folder"
     )
-    command.add_argument("--task", choices=TASKS, help="what from what")
+    command.add_argument("--task", choices=("t2v", "i2v", "t2i", "i2i"), help="what from what")
     command.add_argument("--size", type=_size, metavar="HxW", help="pixels, e.g. 512x768")
-    command.add_argument("--frames", type=int, help="clip length, 4k + 1")
-    command.add_argument("--steps", type=int, help="sampling steps; they cost time alone")
     command.add_argument(
-        "--guidance", action=argparse.BooleanOptionalAction, help="run a negative prompt too"
+        "--size-class",
+        choices=("auto", "small", "large"),
+        default="auto",
+        help="sizes that a checkpoint was trained at: small is 512 (nano 128), large 1024 on Pro "
+        "(nano 256) (default: by --size; small without it)",
+    )
+    command.add_argument("--frames", type=int, help="clip length, 4k + 1; 1 for images")
+    command.add_argument("--steps", type=int, help="sampling steps; they cost time alone")
+    command.add_argument("--cfg", type=float, help="guidance scale; at 1 no negative prompt is run")
+    command.add_argument(
+        "--guidance",
+        action=argparse.BooleanOptionalAction,
+        help="run a negative prompt too (default: unless --cfg or the checkpoint's is 1)",
     )
     weights = command.add_argument_group("weights")
     weights.add_argument("--dtype", choices=DTYPES, help="of the transformer")
@@ -52,6 +60,13 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--vae-dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help="default: bf16"
     )
     command.add_argument("--attention", choices=("dense", "nabla"), help="among visual tokens")
+    command.add_argument(
+        "--nabla-p",
+        type=float,
+        metavar="P",
+        help="share of attention that NABLA's kept blocks must cover; what it comes to depends on "
+        "the clip, so give --density with it",
+    )
     command.add_argument(
         "--density", type=float, help="share of blocks that NABLA keeps (default: 0.4)"
     )
@@ -76,7 +91,7 @@ def run_plan(args: argparse.Namespace) -> None:
     """Print the plan, or write the page about the family."""
     import torch
 
-    from ..files import write_text
+    from ..files import atomic_write
     from ..planning.jobs import Request, make_job, smaller_sizes
     from ..planning.report import describe, markdown
 
@@ -86,28 +101,34 @@ def run_plan(args: argparse.Namespace) -> None:
         if args.report is None:
             sys.stdout.write(markdown())
             return
-        write_text(args.report, markdown())
+        with atomic_write(args.report) as part:
+            part.write_text(markdown(), encoding="utf-8")
         sys.stdout.write(f"{args.report}\n")
         return
     memory, main = _bytes("--memory", args.memory), _bytes("--main-memory", args.main_memory)
     if main is not None and memory is None:
         raise ValueError("--main-memory depends on the device: give --memory with it")
     dtypes = {name: getattr(torch, of_torch) for name, of_torch in DTYPES.items()}
+    height, width = args.size or (None, None)
     job, settings = make_job(
         Request(
             args.model,
-            args.task,
-            args.size,
-            args.frames,
-            args.steps,
-            args.guidance,
-            dtypes.get(args.dtype),
-            dtypes[args.text_dtype],
-            dtypes[args.vae_dtype],
-            args.attention,
-            args.density,
-            args.magcache,
-            args.bits,
+            task=args.task,
+            size_class=args.size_class,
+            height=height,
+            width=width,
+            num_frames=args.frames,
+            num_steps=args.steps,
+            guidance_scale=args.cfg,
+            attention=args.attention,
+            nabla_p=args.nabla_p,
+            guidance=args.guidance,
+            dtype=dtypes.get(args.dtype),
+            text_dtype=dtypes[args.text_dtype],
+            vae_dtype=dtypes[args.vae_dtype],
+            density=args.density,
+            cached=args.magcache,
+            bits_per_weight=args.bits,
         )
     )
     sys.stdout.write(describe(job, memory, smaller_sizes(job, settings), main) + "\n")

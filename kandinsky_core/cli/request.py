@@ -23,7 +23,7 @@ def choose_task(args: argparse.Namespace, info: CheckpointInfo) -> Task:
     Raises:
         ValueError: The model was not trained for it.
     """
-    from ..generate import check_task, default_task
+    from ..family.tasks import check_task, default_task
 
     task = args.task or default_task(info.tasks, with_image=args.image is not None)
     check_task(task, info.tasks)

@@ -1,21 +1,22 @@
-"""The tables of the family: dimensions, sizes, and the settings each checkpoint was made for."""
+"""The tables of the family, and how what a person types is settled with them."""
 
 from __future__ import annotations
 
 from .config import DiTConfig, ImageVAEConfig, VideoVAEConfig
-from .overrides import TYPED, Orientation, Override, SizeClass, choose_settings, row_of_class
 from .presets import PRESETS, Part
-from .settings import EXAMPLE_FILES, FPS, TASKS, Attention, Release, SamplingSettings, Task
+from .settings import EXAMPLE_FILES, FPS, Attention, Release, SamplingSettings, Task
 from .shapes import (
     RELEASED,
+    Geometry,
     Size,
     VideoShape,
     check_frames,
     check_size,
+    cover_crop,
     frames_for_seconds,
     pixel_shape,
-    resolve_size,
 )
+from .typed import Orientation, Settled, SizeClass, Typed, settle
 from .variants import VAE_OF, VAES
 
 __all__ = [
@@ -23,28 +24,27 @@ __all__ = [
     "FPS",
     "PRESETS",
     "RELEASED",
-    "TASKS",
-    "TYPED",
     "VAES",
     "VAE_OF",
     "Attention",
     "DiTConfig",
+    "Geometry",
     "ImageVAEConfig",
     "Orientation",
-    "Override",
     "Part",
     "Release",
     "SamplingSettings",
+    "Settled",
     "Size",
     "SizeClass",
     "Task",
+    "Typed",
     "VideoShape",
     "VideoVAEConfig",
     "check_frames",
     "check_size",
-    "choose_settings",
+    "cover_crop",
     "frames_for_seconds",
     "pixel_shape",
-    "resolve_size",
-    "row_of_class",
+    "settle",
 ]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .overrides import ChosenSettings, Orientation, SizeClass, choose_settings
 from .settings import RELEASES, Release
+from .shapes import RELEASED
+from .typed import Orientation, Settled, SizeClass, Typed, settle
 
 
 class Part(NamedTuple):
@@ -47,11 +48,10 @@ class Preset(NamedTuple):
         """Qwen, CLIP and the VAE that it works with; None where they are bundled."""
         return _PARTS.get(self.release.variant)
 
-    def choose(self, orientation: Orientation = "auto") -> ChosenSettings:
-        """Settle size and values; see `choose_settings`."""
-        return choose_settings(
-            RELEASES[self.release], size_class=self.size_class, orientation=orientation
-        )
+    def choose(self, orientation: Orientation = "auto") -> Settled:
+        """Settle size and values."""
+        typed = Typed(task=self.release.task, size_class=self.size_class, orientation=orientation)
+        return settle(RELEASES[self.release], typed, RELEASED)
 
 
 def _lite(seconds: int, stage: str = "sft", mark: str = "sft") -> Preset:

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from .shapes import Geometry, Size, frames_for_seconds
 
 Task = Literal["t2v", "i2v", "t2i", "i2i"]
 """What is made from what: text or image (first letter) to video or image (last)."""
-TASKS: tuple[Task, ...] = get_args(Task)
 Stage = Literal["pretrain", "sft", "nocfg", "distilled"]
 Attention = Literal["dense", "nabla"]
 
@@ -65,6 +64,12 @@ class SamplingSettings:
     """The same checkpoint at its next larger size class, if it has one."""
 
     def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"steps: expected at least 1, found {self.num_steps}.")
+        if not 0 < self.shift < math.inf:
+            raise ValueError(
+                f"shift is {self.shift}: it must be a number above 0; 1 leaves the times alone."
+            )
         if not math.isfinite(self.guidance_scale):
             raise ValueError(
                 f"guidance_scale is {self.guidance_scale}: it must be a number; 1 turns it off."

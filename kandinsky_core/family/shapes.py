@@ -183,7 +183,7 @@ def check_frames(num_frames: int, geometry: Geometry = RELEASED) -> None:
         return
     near = _listing(value + 1 for value in _around(num_frames - 1, step, 0, limit - 1))
     raise ValueError(
-        f"num_frames {num_frames} does not fit: it must be {step}k + 1, up to {limit}; "
+        f"a length of {num_frames} frames does not fit: it must be {step}k + 1, up to {limit}; "
         f"the nearest that fit: {near}."
     )
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from ..attention import Nabla
 from ..family.config import DiTConfig
 from ..family.settings import (
     DEFAULT_RELEASES,
     RELEASES,
-    Attention,
     Release,
     SamplingSettings,
     Task,
     find_settings,
 )
 from ..family.shapes import Geometry, Size, VideoShape, pixel_shape
+from ..family.tasks import check_task
+from ..family.typed import Typed, settle
 from ..family.variants import VAE_OF, VAES, VARIANTS
-from ..pipeline import identify_model, nabla_for
+from ..pipeline import BUNDLED, identify_model, nabla_for
 from .plan import Job
 from .text import TextSize, large_text_size, nano_text_size
 
@@ -31,31 +32,22 @@ QWEN_WIDTH = 3584
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a user says of a job; None leaves it to the checkpoint."""
+class Request(Typed):
+    """A job to plan: of which model, what is typed of its settings, and how weights are kept."""
 
     model: str | Path
     """A variant of the family, or a file or folder."""
-    task: Task | None = None
-    """From what to what."""
-    size: Size | None = None
-    """Height and width in pixels."""
-    num_frames: int | None = None
-    """Frames."""
-    num_steps: int | None = None
-    """Steps."""
+    _: KW_ONLY
     guidance: bool | None = None
-    """Whether to guide."""
+    """Whether a negative prompt is run too; None goes by guidance_scale."""
     dtype: torch.dtype | None = None
-    """Of the transformer's weights."""
+    """Of the transformer's weights; None leaves it to the file, and is bf16 for a variant."""
     text_dtype: torch.dtype = torch.bfloat16
     """Of the text encoders' weights."""
     vae_dtype: torch.dtype = torch.bfloat16
     """Of the autoencoder's weights."""
-    attention: Attention | None = None
-    """Dense or NABLA."""
     density: float | None = None
-    """Share of blocks that NABLA keeps, in [0, 1]."""
+    """Share of blocks that NABLA keeps, in (0, 1]."""
     cached: bool = False
     """Whether MagCache is on."""
     bits_per_weight: float | None = None
@@ -72,42 +64,43 @@ def make_job(request: Request) -> tuple[Job, SamplingSettings]:
     Raises:
         ValueError: There is no such model, it does not do the task, or the size does not fit.
     """
-    variant, config, root, task, stored, bits = _model(request)
-    height, width = request.size or root.default_size
-    settings = root.for_size(height, width)
-    if request.attention is not None:
-        settings = replace(settings, attention=request.attention)
-    nabla: Nabla | None = nabla_for(settings)
-    density = 1.0 if nabla is None else (request.density or USUAL_DENSITY)
+    model = _find(request)
+    vae = VAES[VAE_OF.get(model.variant, "hunyuan")]
+    geometry = Geometry.of(model.config, vae)
+    settled = settle(
+        model.settings,
+        # whether an image will be given is not known: a plan is of what the model is for
+        replace(request, task=request.task or model.task),
+        geometry,
+        tasks=model.tasks,
+    )
+    settings, shape = settled.settings, settled.shape
+    nabla = nabla_for(settings)
+    density = USUAL_DENSITY if request.density is None else request.density
     if not 0 < density <= 1:
         raise ValueError(f"density is {density}: it must be above 0 and at most 1.")
-    if request.bits_per_weight is not None and not 0 < request.bits_per_weight <= 32:
-        raise ValueError(f"bits is {request.bits_per_weight}: it must be above 0 and at most 32.")
-    vae = VAES[VAE_OF.get(variant, "hunyuan")]
-    geometry = settings.geometry(Geometry.of(config, vae))
-    frames = request.num_frames or settings.num_frames
-    latent_thw = VideoShape(frames, height, width).latent_grid(geometry)
-    text = text_size(
-        config, task, request.text_dtype, (height, width), bits=request.bits_per_weight
-    )
-    bits = request.bits_per_weight or (None if request.dtype else bits)
+    bits = request.bits_per_weight
+    if bits is not None and not 0 < bits <= 32:
+        raise ValueError(f"bits is {bits}: it must be above 0 and at most 32.")
+    text = text_size(model.config, settled.task, request.text_dtype, shape.size, bits=bits)
+    bits = bits or (None if request.dtype else model.packed_bits)
     guided = settings.guidance_scale != 1.0 if request.guidance is None else request.guidance
     job = Job(
-        config,
+        model.config,
         vae,
         text,
-        task,
-        latent_thw,
-        num_steps=request.num_steps or settings.num_steps,
+        settled.task,
+        shape.latent_grid(geometry),
+        num_steps=settings.num_steps,
         guided=guided,
-        dtype=(request.dtype or stored) if bits is None else torch.uint8,
+        dtype=(request.dtype or model.dtype) if bits is None else torch.uint8,
         bits_per_weight=bits,
         vae_dtype=request.vae_dtype,
         nabla=nabla,
-        density=density,
+        density=1.0 if nabla is None else density,
         cached=request.cached,
     )
-    return job, root
+    return job, settled.trained
 
 
 def text_size(
@@ -143,33 +136,48 @@ def smaller_sizes(job: Job, settings: SamplingSettings) -> tuple[Size, ...]:
     return tuple((height // space_h, width // space_w) for height, width in settings.all_sizes)
 
 
-def _model(
-    request: Request,
-) -> tuple[str, DiTConfig, SamplingSettings, Task, torch.dtype, float | None]:
-    """Variant, dimensions, settings, task, dtype and bits of the weights."""
+class _Model(NamedTuple):
+    """What a request's model is."""
+
+    variant: str
+    config: DiTConfig
+    settings: SamplingSettings
+    tasks: tuple[Task, ...]
+    task: Task
+    """What it is for."""
+    dtype: torch.dtype
+    """Of the weights."""
+    packed_bits: float | None
+    """Of a weight, where a GGUF file packs them."""
+
+
+def _find(request: Request) -> _Model:
     name = str(request.model)
-    if name not in VAE_OF:
-        if not Path(request.model).exists():
+    if name in BUNDLED or name not in VAE_OF:  # nano is both, and its file says more
+        if name not in BUNDLED and not Path(request.model).exists():
             raise ValueError(
-                f"model {name!r} is neither a file nor one of {', '.join(VAE_OF)}; give one of them"
+                f"model {name!r} is neither a file nor one of {', '.join({**VAE_OF, **BUNDLED})}; "
+                "give one of them"
             )
         info = identify_model(request.model)
-        task = _checked(request.task or info.task or "t2v", info.tasks, name)
         assert isinstance(info.config, DiTConfig), info
-        assert info.settings is not None, info
-        return info.variant, info.config, info.settings, task, info.dtype, info.packed_bits
+        assert info.settings is not None and info.release is not None, info
+        return _Model(
+            info.release.variant,
+            info.config,
+            info.settings,
+            info.tasks,
+            info.main_task,
+            info.dtype,
+            info.packed_bits,
+        )
     tasks = tuple(dict.fromkeys(row.task for row in RELEASES if row.variant == name))
     row = DEFAULT_RELEASES[name]
-    task = _checked(request.task or row.task, tasks, name)
+    task = request.task or row.task
+    check_task(task, tasks)
     seconds = row.seconds
     if seconds is not None and request.num_frames is not None:
         middle = max(RELEASES[row].frame_choices) * 3 // 2
         seconds = 10 if request.num_frames > middle else seconds
     settings, _ = find_settings(Release(name, task, seconds, row.stage))
-    return name, VARIANTS[name], settings, task, torch.bfloat16, None
-
-
-def _checked(task: Task, tasks: tuple[Task, ...], name: str) -> Task:
-    if tasks and task not in tasks:
-        raise ValueError(f"task {task} is not one of {name}: it makes {', '.join(tasks)}")
-    return task
+    return _Model(name, VARIANTS[name], settings, tasks, task, torch.bfloat16, None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..family.settings import Task
 from ..family.shapes import Size
 from .costs import count_block_parameters
 from .jobs import Request, make_job, shape_of
@@ -76,16 +77,22 @@ STAGES = (
     "",
 )
 
+
+def _request(model: str, task: Task, size: Size, num_frames: int) -> Request:
+    height, width = size
+    return Request(model, task=task, height=height, width=width, num_frames=num_frames)
+
+
 FAMILY: tuple[tuple[str, Request], ...] = (
-    ("Lite 5 s", Request("video_lite", "t2v", (512, 768), 121)),
-    ("Lite 5 s, image to video", Request("video_lite", "i2v", (512, 768), 121)),
-    ("Lite 10 s, NABLA", Request("video_lite", "t2v", (512, 768), 241)),
-    ("Pro 5 s", Request("video_pro", "t2v", (512, 768), 121)),
-    ("Pro 10 s, NABLA", Request("video_pro", "t2v", (512, 768), 241)),
-    ("Pro 5 s HD, NABLA", Request("video_pro", "t2v", (768, 1280), 121)),
-    ("Pro 10 s HD, NABLA", Request("video_pro", "t2v", (768, 1280), 241)),
-    ("Image", Request("image_lite", "t2i", (1024, 1024), 1)),
-    ("Image editing", Request("image_edit", "i2i", (1024, 1024), 1)),
+    ("Lite 5 s", _request("video_lite", "t2v", (512, 768), 121)),
+    ("Lite 5 s, image to video", _request("video_lite", "i2v", (512, 768), 121)),
+    ("Lite 10 s, NABLA", _request("video_lite", "t2v", (512, 768), 241)),
+    ("Pro 5 s", _request("video_pro", "t2v", (512, 768), 121)),
+    ("Pro 10 s, NABLA", _request("video_pro", "t2v", (512, 768), 241)),
+    ("Pro 5 s HD, NABLA", _request("video_pro", "t2v", (768, 1280), 121)),
+    ("Pro 10 s HD, NABLA", _request("video_pro", "t2v", (768, 1280), 241)),
+    ("Image", _request("image_lite", "t2i", (1024, 1024), 1)),
+    ("Image editing", _request("image_edit", "i2i", (1024, 1024), 1)),
 )
 """Jobs of the report: name, and what is asked for."""
 PRECISIONS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from .inputs import NO_FILE, fingerprint_input, input_texts, read_prompts
 from .latents import SPACE, pixel_size
 from .lora import with_lora, with_triggers
 from .model.caching import measure_ratios, with_magcache
-from .model.chosen import chosen_before, with_settings
+from .model.chosen import with_settings
 from .model.conditions import FIRST_FRAME, LAST_FRAME, SOURCE, check_seen, task_of
 from .model.load import WEIGHT_DTYPES, load_model
 from .model.model import (
@@ -39,10 +39,11 @@ from .model.model import (
 )
 from .model.native_blocks import with_native_blocks
 from .model.sampling import native_sigmas, sample_latents, sampling_shift
+from .model.typed import settle
 from .plan import free_main_memory, free_memory, make_job
 from .routes import add_routes
 from .run import PROMPT, prompt_of, record, set_conditioning, show_text
-from .text.clip import encode_text, fingerprint_vision, load_text_encoders
+from .text.clip import TASKS, encode_text, fingerprint_vision, load_text_encoders
 from .text.expand import expand_prompt
 from .vae import (
     decode_frames,
@@ -62,6 +63,7 @@ __all__ = [
     "PROMPT",
     "SOURCE",
     "SPACE",
+    "TASKS",
     "WEIGHT_DTYPES",
     "AttentionChoice",
     "Folder",
@@ -69,7 +71,6 @@ __all__ = [
     "check_seen",
     "check_size",
     "choices",
-    "chosen_before",
     "decode_frames",
     "encode_clip",
     "encode_first_frame",
@@ -104,6 +105,7 @@ __all__ = [
     "sampling_shift",
     "set_conditioning",
     "settings_for",
+    "settle",
     "show_text",
     "space_name",
     "task_of",

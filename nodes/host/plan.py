@@ -10,22 +10,30 @@ import psutil
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ...kandinsky_core.family import SamplingSettings
 from ...kandinsky_core.planning import USUAL_DENSITY, Job, text_size
 from .attention.choice import chosen_attention
 from .model.caching import has_cache
-from .model.model import model_info, settings_for
+from .model.model import model_info
 from .packed import packed_layers
 from .vae import VAE
 
 
 def make_job(
-    model: ModelPatcher, latent: dict[str, Any], *, clip: Any, vae: Any, guided: bool
+    model: ModelPatcher,
+    latent: dict[str, Any],
+    settings: SamplingSettings,
+    *,
+    clip: Any,
+    vae: Any,
+    guided: bool,
 ) -> Job:
     """The job of sampling a LATENT with a MODEL, its prompts and its decoding.
 
     Args:
         model: MODEL.
         latent: LATENT; only its shape counts.
+        settings: What it is sampled with.
         clip: CLIP, or None for the encoders that belong to the model in bf16.
         vae: VAE, or None for the one that belongs to the model.
         guided: Whether a negative prompt is run too.
@@ -33,7 +41,7 @@ def make_job(
     Raises:
         ValueError: A part is not Kandinsky 5's, or the size does not divide into NABLA's tiles.
     """
-    info, settings = model_info(model), settings_for(model, latent)
+    info = model_info(model)
     shape = latent["samples"].shape
     batch, _, *grid = shape if len(shape) == 5 else (*shape[:2], 1, *shape[2:])
     if vae is not None and not isinstance(vae, VAE):
@@ -42,7 +50,7 @@ def make_job(
     nabla, _ = chosen_attention(options, settings, latent["samples"], info.config)
     space_vae = model.model.space.config if vae is None else vae.network.config
     size = tuple(side * space_vae.spatial_compression for side in grid[1:])
-    task = info.task or "t2v"
+    task = info.main_task
     text = text_size(info.config, task, torch.bfloat16, size)
     if clip is not None:
         stored = clip.patcher.model_size()

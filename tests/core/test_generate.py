@@ -13,13 +13,12 @@ import torch
 from kandinsky_core.checkpoint import Lora, LoraMatch, LoraPair
 from kandinsky_core.family.config import VideoVAEConfig
 from kandinsky_core.family.settings import RELEASES, Release, SamplingSettings
+from kandinsky_core.family.tasks import check_task, default_task
 from kandinsky_core.family.variants import VARIANTS
 from kandinsky_core.flow import Step, normalize_first_frames
 from kandinsky_core.generate import (
     Generated,
     GenerateRequest,
-    check_task,
-    default_task,
     fit_image,
     generate,
     settle,
@@ -156,6 +155,11 @@ def test_last_step_can_go_without_guidance(pipeline: Pipeline) -> None:
     assert not torch.allclose(steps[True][2], steps[False][2])
 
 
+def test_an_image_makes_the_task_image_to_video(pipeline: Pipeline) -> None:
+    assert settle(pipeline, GenerateRequest("a", image=picture())).task == "i2v"
+    assert settle(pipeline, GenerateRequest("a")).task == "t2v"
+
+
 def test_an_image_task_makes_one_frame(pipeline: Pipeline) -> None:
     result = generate(pipeline, GenerateRequest("a", task="t2i", num_frames=9))
     assert len(list(result.frames())) == 1
@@ -180,7 +184,7 @@ def test_raising_in_the_callback_cancels_the_run(pipeline: Pipeline) -> None:
         (GenerateRequest("a", height=32), "without width"),
         (GenerateRequest("a", num_frames=6), "nearest"),
         (GenerateRequest("a", task="i2v"), "starts from an image"),
-        (GenerateRequest("a", image=picture()), "takes no image"),
+        (GenerateRequest("a", task="t2v", image=picture()), "takes no image"),
         (GenerateRequest("a", num_steps=0), "at least 1"),
         (GenerateRequest("a", shift=-1.0), "above 0"),
         (GenerateRequest("a", shift=float("nan")), "above 0"),
@@ -248,10 +252,11 @@ def test_pro_makes_hd_of_an_image(
     pipeline: Pipeline, size_class, given, size, shift, attention
 ) -> None:
     pro = replace(pipeline, settings=RELEASES[Release("video_pro", "i2v", 5, "sft")])
-    request = GenerateRequest("a", "i2v", image=picture(1500, 2000), size_class=size_class, **given)
-    shape, settings = settle(pro, request)
-    assert shape.size == size
-    assert (settings.shift, settings.attention) == (shift, attention)
+    image = picture(1500, 2000)
+    request = GenerateRequest("a", task="i2v", image=image, size_class=size_class, **given)
+    settled = settle(pro, request)
+    assert settled.shape.size == size
+    assert (settled.settings.shift, settled.settings.attention) == (shift, attention)
 
 
 def test_a_class_that_the_checkpoint_has_not(pipeline: Pipeline) -> None:
@@ -262,7 +267,7 @@ def test_a_class_that_the_checkpoint_has_not(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"nabla_p": 0.5}, "nabla_p is 0.5 and attention is dense"),
+        ({"nabla_p": 0.5}, "P is 0.5 and attention is dense"),
         ({"nabla_p": 1.5, "attention": "nabla", "height": 128, "width": 128}, "P is 1.5"),
         ({"attention": "nabla", "height": 128, "width": 144}, "width 144 .* 128 and 256"),
     ],

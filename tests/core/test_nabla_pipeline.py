@@ -110,7 +110,7 @@ def test_size_of_an_image_is_chosen_to_fit_the_tiles(pipeline):
     pipeline = replace(pipeline, settings=replace(SETTINGS, sizes=((64, 64), (32, 96))))
     sizes = {}
     for attention in ("nabla", "dense"):
-        request = GenerateRequest("a", "i2v", image=picture, attention=attention)
+        request = GenerateRequest("a", task="i2v", image=picture, attention=attention)
         sizes[attention] = generate(pipeline, request).shape.size
     # 64 x 64 pixels at 2:5 are 40.5 x 101.2: to multiples of 32 (tiles) and of 16 (patches)
     assert sizes == {"nabla": (32, 96), "dense": (48, 96)}

@@ -117,7 +117,7 @@ def test_weights_of_8_bits_are_cast_one_at_a_time(peak_memory):
 @pytest.mark.parametrize("cached", [False, True], ids=["plain", "magcache"])
 @pytest.mark.parametrize("guided", [False, True], ids=["one prompt", "guided"])
 def test_sampling_takes_what_was_counted(guided, cached, peak_memory):
-    request = Request("nano", size=(128, 128), num_frames=5, guidance=guided, cached=cached)
+    request = Request("nano", height=128, width=128, num_frames=5, guidance=guided, cached=cached)
     job, _ = make_job(request)
     job = replace(job, dtype=torch.float32, device_type="cpu")
     network = CrossDiT(job.config).requires_grad_(False)
@@ -193,7 +193,7 @@ def test_weights_are_those_of_the_networks(variant):
 
 
 def test_offloading_more_needs_less():
-    job, _ = make_job(Request("video_pro", "i2v", (768, 1280), 121))
+    job, _ = make_job(Request("video_pro", task="i2v", height=768, width=1280, num_frames=121))
     needs = [plan_job(job, offload).needed for offload in OFFLOADS]
     assert needs == sorted(needs, reverse=True)
     assert needs[-1] < needs[0] / 3
@@ -220,7 +220,7 @@ def test_the_plan_fits_and_the_next_better_does_not():
 
 
 def test_main_memory_holds_what_is_not_on_the_device():
-    job, _ = make_job(Request("video_pro", "t2v", (512, 768), 121))
+    job, _ = make_job(Request("video_pro", task="t2v", height=512, width=768, num_frames=121))
     frames = 121 * 512 * 768 * 3 * 4
     transformer = 2 * count_parameters(job.config)
     # while the autoencoder works, the largest models wait, and the frames come beside them
@@ -236,7 +236,7 @@ def test_main_memory_holds_what_is_not_on_the_device():
 
 def test_too_little_main_memory_is_said():
     """The crash that users report: 16 GB on the card, 32 GB beside it."""
-    pro = Request("video_pro", "t2v", (512, 768), 121)
+    pro = Request("video_pro", task="t2v", height=512, width=768, num_frames=121)
     job, _ = make_job(pro)
     card, main = 15 * GIB, 30 * GIB
     text = verdict(job, card, main=main)
@@ -278,7 +278,7 @@ def test_guidance_doubles_the_operations():
 
 
 def test_what_does_not_fit_says_which_stage_and_what_would():
-    job, _ = make_job(Request("video_pro", size=(768, 1280), num_frames=241))
+    job, _ = make_job(Request("video_pro", height=768, width=1280, num_frames=241))
     text = verdict(job, 12 * GIB, [(64, 96)])
     assert "sampling needs 2" in text
     smaller = shorter_that_fits(job, 12 * GIB).job
@@ -308,6 +308,28 @@ def test_the_command_suggests_sizes_of_every_class(capsys):
     assert main(["plan", "--model", "video_pro", "--size", "512x768", "--frames", "241",
                  "--memory", "12"]) == 0  # fmt: skip
     assert "fits 12.0 GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--model", "video_pro", "--size-class", "large"],
+            "768x1280, 121 frames: .* NABLA at 40%",
+        ),
+        (
+            ["--model", "video_pro", "--size-class", "small", "--size", "768x1280"],
+            "dense attention",
+        ),
+        (["--model", "nano", "--task", "t2i", "--frames", "17"], "t2i: 128x128: 64 tokens"),
+        (["--model", "nano-edit"], "i2i: 128x128: 64 tokens"),
+        (["--cfg", "1"], "; 50 steps: "),
+        (["--cfg", "1", "--guidance"], "; 50 steps with guidance: "),
+    ],
+)
+def test_the_command_settles_as_generate_does(options, words, capsys):
+    assert main(["plan", *options]) == 0
+    assert re.search(words, capsys.readouterr().out.splitlines()[0])
 
 
 def test_the_command_counts_main_memory_and_magcache(capsys):
@@ -351,10 +373,18 @@ def test_packed_weights_are_planned_by_their_bits(tmp_path, write_gguf, capsys):
     ("options", "sentence"),
     [
         (["--model", "video_max"], "neither a file nor one of video_lite"),
-        (["--model", "image_lite", "--task", "t2v"], "it makes t2i"),
+        (
+            ["--model", "image_lite", "--task", "t2v"],
+            "not what this model was trained for; choose t2i,",
+        ),
         (["--size", "500x768"], "height 500 must be a multiple of 16"),
         (["--size", "528x784", "--attention", "nabla"], "multiple of 128"),
         (["--density", "1.5", "--attention", "nabla"], "at most 1"),
+        (["--density", "0"], "density is 0.0: it must be above 0"),
+        (["--frames", "0"], "a length of 0 frames does not fit"),
+        (["--steps", "0"], "steps: expected at least 1, found 0"),
+        (["--size-class", "large"], "made for one class of sizes"),
+        (["--nabla-p", "0.5"], "attention is dense here"),
         (["--bits", "0"], "bits is 0.0: it must be above 0 and at most 32"),
         (["--memory", "0"], "more than 0"),
         (["--memory", "8", "--main-memory", "-1"], "--main-memory is -1.0: give GiB, more"),

@@ -98,9 +98,9 @@ def test_sizes_in_an_error_fit(size, geometry):
 
 
 def test_error_sentences():
-    with pytest.raises(ValueError, match=r"num_frames 120 .* 4k \+ 1.*117 and 121"):
+    with pytest.raises(ValueError, match=r"length of 120 frames .* 4k \+ 1.*117 and 121"):
         check_frames(120)
-    with pytest.raises(ValueError, match=r"num_frames 513 .*up to 509.*nearest that fit: 509\."):
+    with pytest.raises(ValueError, match=r"length of 513 frames .*up to 509.*fit: 509\."):
         check_frames(513)
     with pytest.raises(ValueError, match=r"height 500 must be a multiple of 16 .*496 and 512"):
         check_size(500, 768)

@@ -53,11 +53,12 @@ def test_guidance_follows_the_checkpoint_and_cfg(plan, model, monkeypatch):
 
 
 def test_what_does_not_fit_is_answered_with_a_smaller_size_class(host, plan, model):
-    module, make_job = host.part("kandinsky_core.planning.plan"), host.part("nodes.host").make_job
+    module, part = host.part("kandinsky_core.planning.plan"), host.part("nodes.host")
 
     def needed(cells):
         latent = {"samples": torch.zeros(1, 16, 7, cells, cells)}
-        job = make_job(model, latent, clip=None, vae=None, guided=True)
+        settings = part.settings_for(model, latent)
+        job = part.make_job(model, latent, settings, clip=None, vae=None, guided=True)
         return module.plan_job(job, "streamed").needed
 
     small, large = needed(16), needed(32)
@@ -71,9 +72,9 @@ def test_main_memory_is_judged_beside_a_device(host, plan, model, clip, vae):
     card = model.clone()
     card.load_device = torch.device("cuda")  # nothing runs there
     given = {"clip": clip, "vae": vae}
-    module, make_job = host.part("kandinsky_core.planning.plan"), host.part("nodes.host").make_job
+    module, part = host.part("kandinsky_core.planning.plan"), host.part("nodes.host")
     latent = {"samples": torch.zeros(1, 16, 5, 32, 32)}
-    job = make_job(card, latent, guided=True, **given)
+    job = part.make_job(card, latent, card.model.info.settings, guided=True, **given)
     given["memory_gb"] = module.plan_job(job).needed / 2**30
     report, fits = plan(card, main_memory_gb=8.0, **given).result
     assert fits is True
@@ -87,6 +88,7 @@ def test_main_memory_is_judged_beside_a_device(host, plan, model, clip, vae):
 def test_weights_that_are_there_already_count_as_room_for_them(host, model, clip, monkeypatch):
     module = host.part("nodes.host.plan")
     free = module.free_main_memory
+    module.comfy.model_management.unload_all_models()  # what earlier tests have loaded
     monkeypatch.setattr(module.comfy.model_management, "get_free_memory", lambda _device: 1000)
 
     class Process:
@@ -144,7 +146,8 @@ def test_a_run_in_the_host_takes_what_was_planned(
             shift=0.0,
             denoise=1.0,
         )
-    job = part.make_job(model, latent, clip=clip, vae=None, guided=True)
+    settings = part.settings_for(model, latent)
+    job = part.make_job(model, latent, settings, clip=clip, vae=None, guided=True)
     name = "sampling, both prompts at once" if together else "sampling"
     planned = next(stage.tensors for stage in stages(job).stages if stage.name == name)
     assert planned == pytest.approx(memory.peak, rel=0.15)
@@ -171,7 +174,7 @@ def test_weights_and_patches_are_those_of_the_objects(host, model, load_model, c
 
     def job(model, **parts):
         given = {"clip": None, "vae": None} | parts
-        return make_job(model, latent, guided=True, **given)
+        return make_job(model, latent, model.model.info.settings, guided=True, **given)
 
     planned = job(load_model(weight_dtype="bf16"), clip=clip, vae=vae)
     plan_job = host.part("kandinsky_core.planning.plan").plan_job

@@ -124,9 +124,11 @@ def test_the_class_decides_shift_and_attention(settle, pro):
         "dense (checkpoint table)",
         "0.8 (checkpoint table)",
     )
-    typed = settle(pro, width=1280, height=768, attention="dense", cdf_threshold=0.5)
+    typed = settle(pro, width=1280, height=768, attention="dense")
     assert said(typed)["attention"] == "dense (typed here)"
-    with pytest.raises(ValueError, match=r"width, height, length: .*multiple of 128"):
+    with pytest.raises(ValueError, match=r"P is 0.5 and attention is dense here"):
+        settle(pro, width=1280, height=768, attention="dense", cdf_threshold=0.5)
+    with pytest.raises(ValueError, match=r"width 784 must be a multiple of 128"):
         settle(pro, width=784, height=1280)
 
 
@@ -163,6 +165,12 @@ def test_a_native_shift_is_kept_unless_one_is_typed(host, settle, model, sample)
     assert torch.equal(sample(typed["model"]), sample(model, shift=2.0))
 
 
+def test_an_image_is_one_frame_whatever_is_typed(settle, tiny_image_model):
+    outputs = settle(tiny_image_model, length=5)
+    assert outputs["length"] == 1
+    assert said(outputs)["length"] == "1 (an image is one frame)"
+
+
 def test_the_report_is_shown_on_the_node(host, model, monkeypatch):
     shown = []
 
@@ -180,9 +188,7 @@ def test_the_report_is_shown_on_the_node(host, model, monkeypatch):
 def test_what_does_not_fit_is_one_sentence(settle, model, tiny_image_model):
     with pytest.raises(ValueError, match="width is given without height"):
         settle(model, width=128)
-    with pytest.raises(ValueError, match=r"width, height, length: .*17 and 21"):
+    with pytest.raises(ValueError, match=r"length of 18 frames .*17 and 21"):
         settle(model, length=18)
-    with pytest.raises(ValueError, match="length: this checkpoint makes images, found 5"):
-        settle(tiny_image_model, length=5)
     with pytest.raises(ValueError, match=r"size_class: .* choose auto"):
         settle(tiny_image_model, size_class="large")

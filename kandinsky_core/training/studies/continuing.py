@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...files import write_text
 from ...flow import VisualCondition
 from ...generate import GenerateRequest, generate
 from ...models import to_model_space
@@ -77,7 +76,7 @@ def complete(pipeline: Pipeline, question: HeldOut, truth: np.ndarray, given: Gi
     num_frames, height, width, _ = truth.shape
     request = GenerateRequest(
         question.caption,
-        "i2v",
+        task="i2v",
         image=truth[0],
         height=height,
         width=width,
@@ -141,7 +140,7 @@ the next, as a multiple of the rendered clip's.
 {make_table(rows)}
 """
     if args.report is not None:
-        write_text(args.report, report)
+        args.report.write_text(report, encoding="utf-8")
     sys.stdout.write(report)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ...files import write_text
 from ...flow import normalize_first_frames
 from ...generate import Generated, GenerateRequest, generate
 from ...models import to_model_space, to_vae_space
@@ -43,7 +42,7 @@ def measure_drift(pipeline: Pipeline, question: HeldOut) -> dict[str, ColorDrift
     truth = render(question.scene, size, NUM_FRAMES)
     request = GenerateRequest(
         question.caption,
-        "i2v",
+        task="i2v",
         image=truth[0],
         num_frames=NUM_FRAMES,
         seed=question.seed,
@@ -87,7 +86,7 @@ and sets the floor.
 {drift_table(rows)}
 """
     if args.report is not None:
-        write_text(args.report, report)
+        args.report.write_text(report, encoding="utf-8")
     sys.stdout.write(report)
 
 

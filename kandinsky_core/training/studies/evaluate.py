@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from ...checkpoint import identify, load_transformer, load_vae
-from ...files import write_text
 from ...generate import GenerateRequest, generate
 from ...nano import NanoPart, nano_path
 from ...pipeline import Pipeline
@@ -131,7 +130,7 @@ def answer(pipeline: Pipeline, test: TestSet, question: HeldOut | EditQuestion) 
     began = time.perf_counter()
     result = generate(
         pipeline,
-        GenerateRequest(question.caption, test.task, image=image, seed=question.seed),
+        GenerateRequest(question.caption, task=test.task, image=image, seed=question.seed),
     )
     frames = np.stack(list(result.frames()))
     seconds = time.perf_counter() - began
@@ -153,7 +152,8 @@ def _answer_edit(pipeline: Pipeline, question: EditQuestion, size: int) -> Row:
     image = render(question.edit.source, size, 1)[0]
     began = time.perf_counter()
     result = generate(
-        pipeline, GenerateRequest(question.instruction, "i2i", image=image, seed=question.seed)
+        pipeline,
+        GenerateRequest(question.instruction, task="i2i", image=image, seed=question.seed),
     )
     frames = np.stack(list(result.frames()))
     return {
@@ -208,7 +208,7 @@ def time_clips(pipeline: Pipeline, *, repeats: int = 3) -> float:
     if "t2v" not in pipeline.tasks:
         question = held_out_edits(1)[0]
         image = render(question.edit.source, pipeline.settings.default_size[0], 1)[0]
-        request = GenerateRequest(question.instruction, "i2i", image=image)
+        request = GenerateRequest(question.instruction, task="i2i", image=image)
     seconds = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command,
     )
     if args.report is not None:
-        write_text(args.report, report)
+        args.report.write_text(report, encoding="utf-8")
     sys.stdout.write(report + "\n")
     missed = failures(rows) if args.floors else []
     if missed:

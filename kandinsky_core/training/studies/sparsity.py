@@ -23,7 +23,6 @@ import torch
 
 from ...attention import MapReport, Nabla
 from ...family.shapes import VideoShape
-from ...files import write_text
 from ...generate import GenerateRequest, generate
 from ...nano import nano_path
 from ...pipeline import Pipeline
@@ -204,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [variant.name for variant in VARIANTS]
     report = make_report(answers.read(), names, SETS, f"weights `{key}`, {how}")
     if args.report is not None:
-        write_text(args.report, report)
+        args.report.write_text(report, encoding="utf-8")
     sys.stdout.write(report)
 
 
