@@ -4,10 +4,11 @@ PYTHON ?= python3
 MANAGE := $(PYTHON) scripts/manage.py
 export PROMPT SEED COMFYUI_PATH
 
-.PHONY: demo comfy test bench docs setup
+.PHONY: demo comfy test bench mutants docs setup
 demo:  ; $(MANAGE) demo
 comfy: ; $(MANAGE) comfy
 test:  ; $(MANAGE) test $(ARGS)
 bench: ; $(MANAGE) bench $(ARGS)
 docs:  ; $(MANAGE) docs
+mutants: ; $(MANAGE) mutants $(ARGS)
 setup: ; $(MANAGE) setup --profile test

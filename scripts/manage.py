@@ -65,13 +65,15 @@ def _parser() -> argparse.ArgumentParser:
 
     verbs.add_parser("docs", help="write pages of the core's public names into build/api")
 
+    verbs.add_parser("mutants", help="plant faults in the core; further arguments are its own")
+
     verbs.add_parser("test", help="lint, types and every test; further arguments go to pytest")
     return parser
 
 
 def _parse(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our arguments, and those that another program gets (argparse would refuse its options)."""
-    ours = 1 if given[:1] in (["bench"], ["test"]) else len(given)
+    ours = 1 if given[:1] in (["bench"], ["mutants"], ["test"]) else len(given)
     return _parser().parse_args(given[:ours]), given[ours:]
 
 
@@ -104,6 +106,8 @@ def main() -> int:
             return checks.measure(passed_on)
         elif arguments.verb == "docs":
             return api_pages.write_pages()
+        elif arguments.verb == "mutants":
+            return checks.plant_faults(passed_on)
         else:
             return checks.run_all(passed_on)
     except KeyboardInterrupt:

@@ -48,6 +48,19 @@ def measure(arguments: list[str]) -> int:
     return subprocess.call([python, "-m", "benchmarks", *arguments], cwd=ROOT)
 
 
+def plant_faults(arguments: list[str]) -> int:
+    """Set up and see which small faults in the core a test catches; returns 0 if it ran.
+
+    Args:
+        arguments: Passed on to `scripts/mutants`, e.g. ["--count", "30", "--least", "0"].
+    """
+    python = str(environment.ensure("test"))
+    # one thread: the tests are small, and a process with threads is not safely forked
+    variables = {"OMP_NUM_THREADS": "1", **os.environ}
+    command = [python, "-m", "mutants", *arguments]
+    return subprocess.call(command, cwd=ROOT / "scripts", env=variables)
+
+
 def ensure_browser() -> None:
     """Install a Chromium where there is none: Debian's as root, otherwise Playwright's own.
 
