@@ -6,6 +6,7 @@ Only questions that all variants answered count, so every row is about the same 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +16,24 @@ from .intervals import around, resamples, share_difference
 
 WHAT = ("color", "shape", "motion", "all", "count")
 TITLES = {"t2v": "One object", "two_objects": "Two objects"}
+CAUTION = (
+    "* What was not found may be there all the same, and what was found may be chance: with six "
+    "intervals each, up to one variant in four has one that leaves 0 out by chance alone."
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What tells one variant from dense attention."""
+
+    label: str
+    """The variant, with its measured sparsity."""
+    worse: tuple[str, ...]
+    """Columns whose interval lies wholly on the worse side of 0."""
+    better: tuple[str, ...]
+    """Columns whose interval lies wholly on the better side."""
+    resolution: float
+    """Half the width of the interval of "all", in [0, 1]: about the least that would have shown."""
 
 
 def make_report(
@@ -43,7 +62,7 @@ def make_report(
         "distance is to rendered clips of the same captions, in features of a classifier trained",
         "on this world; its intervals come of resampling questions, for all rows alike.",
     ]
-    verdicts = ["", "## Verdict", ""]
+    verdicts = []
     for each in sets:
         of_set = {
             name: {i: row for (place, i), row in rows.items() if place == f"{name}/{each}"}
@@ -56,20 +75,17 @@ def make_report(
             lines.append("Too few to compare.")
             continue
         chosen = {name: [of_set[name][i] for i in complete] for name in names}
-        table, spoken = _section(chosen)
+        table, findings = _section(chosen)
         lines += table
-        verdicts += [f"{title}:", "", *spoken, ""]
-    if len(verdicts) > 3:
-        verdicts += [
-            "Each line looks at six intervals, so that by chance alone about one line in four, or",
-            "fewer as they go together, leaves the noise in one of them.",
-        ]
-        lines += verdicts
+        dense = float(np.mean([row["right"]["all"] for row in chosen[names[0]]]))
+        verdicts.append(verdict(title, len(complete), dense, findings))
+    if verdicts:
+        lines += ["", "## Verdict", "", *verdicts, CAUTION]
     return "\n".join(lines) + "\n"
 
 
-def _section(chosen: Mapping[str, Sequence[Row]]) -> tuple[list[str], list[str]]:
-    """The table of one set, and a verdict per variant but the first."""
+def _section(chosen: Mapping[str, Sequence[Row]]) -> tuple[list[str], list[Finding]]:
+    """The table of one set, and what was found of each variant but the first."""
     base, *others = chosen
     draws = resamples(len(chosen[base]))
     right = {
@@ -85,7 +101,7 @@ def _section(chosen: Mapping[str, Sequence[Row]]) -> tuple[list[str], list[str]]
         f"| attention | window | P | {' | '.join(WHAT)} | Frechet |",
         "|" + "---|" * (4 + len(WHAT)),
     ]
-    verdicts = []
+    findings = []
     for name, rows in chosen.items():
         shares = {what: float(right[name][what].mean()) for what in WHAT}
         label = _label(name, rows)
@@ -102,9 +118,9 @@ def _section(chosen: Mapping[str, Sequence[Row]]) -> tuple[list[str], list[str]]
             spoken = [_points(differences[what]) for what in WHAT]
             spoken.append(f"{apart[0]:+.2f} ({apart[1]:+.2f} to {apart[2]:+.2f})")
             cells = [f"{cell}, {each}" for cell, each in zip(cells, spoken, strict=True)]
-            verdicts.append(_verdict(label, differences, apart))
+            findings.append(_find(label, differences, apart))
         table.append(f"| {label} | {window} | {p} | {' | '.join(cells)} |")
-    return table, verdicts
+    return table, findings
 
 
 def _label(name: str, rows: Sequence[Row]) -> str:
@@ -118,22 +134,46 @@ def _points(difference: tuple[float, float, float]) -> str:
     return f"{middle:+.0f} ({low:+.0f} to {high:+.0f})"
 
 
-def _verdict(
+def _find(
     label: str,
     differences: Mapping[str, tuple[float, float, float]],
     apart: tuple[float, float, float],
-) -> str:
-    """Whether every paired interval holds 0, and what this many clips could have shown."""
+) -> Finding:
+    """Look for intervals that do not hold 0."""
     worse, better = [], []
     for what, (_, low, high) in differences.items():
         if not low <= 0 <= high:
             (worse if high < 0 else better).append(what)
     if not apart[1] <= 0 <= apart[2]:
         (worse if apart[1] > 0 else better).append("Frechet")
-    found = [f"{word} in {', '.join(n)}" for word, n in (("worse", worse), ("better", better)) if n]
-    verdict = "within noise of dense" if not found else "not within noise: " + "; ".join(found)
-    least = 100 * (differences["all"][2] - differences["all"][1]) / 2
-    return (
-        f"* {label}: {verdict} (differences of about {least:.0f} points in all and "
-        f"{(apart[2] - apart[1]) / 2:.2f} in the distance would have shown)."
-    )
+    _, low, high = differences["all"]
+    return Finding(label, tuple(worse), tuple(better), (high - low) / 2)
+
+
+def verdict(title: str, count: int, dense: float, findings: Sequence[Finding]) -> str:
+    """Say in one line what this many questions can say.
+
+    Args:
+        title: Name of the list of questions.
+        count: How many all variants answered.
+        dense: Share that dense attention answers right in all, in [0, 1].
+        findings: One for each variant but dense.
+
+    Returns:
+        A line of Markdown.
+    """
+    apart = [each for each in findings if each.worse or each.better]
+    alike = [each.resolution for each in findings if not (each.worse or each.better)]
+    said = []
+    for each in apart:
+        sides = (("worse", each.worse), ("better", each.better))
+        found = [f"{word} than dense in {', '.join(what)}" for word, what in sides if what]
+        said.append(f"{each.label} is {' and '.join(found)}")
+    if alike:
+        low, high = (f"{100 * bound:.0f}" for bound in (min(alike), max(alike)))
+        span = low if low == high else f"{low} to {high}"
+        said.append(
+            f"of the {'other ' if apart else ''}{len(alike)} no difference was found, where one "
+            f"below {span} points in all would not have shown"
+        )
+    return f"* {title}, {count} captions ({dense:.0%} all right with dense): {'; '.join(said)}."
