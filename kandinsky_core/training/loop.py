@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from ..errors import CheckpointError
 from ..files import atomic_write
@@ -98,7 +99,8 @@ class Loop:
             [each["lr"] for each in optimizer.param_groups] for optimizer in self.optimizers
         ]
         group.share(tensor.data for tensor in model.state_dict().values())
-        self.ema = {name: param.detach().clone() for name, param in model.named_parameters()}
+        self.averaged = AveragedModel(model, multi_avg_fn=self._average)
+        self.averaged.n_averaged.fill_(1)  # else its first update would copy, not average
         if self.checkpoint_path.exists():
             self.load(self.checkpoint_path)
 
@@ -152,7 +154,7 @@ class Loop:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self._update_ema()
+        self.averaged.update_parameters(self.model)
         self.step += 1
         self.stopped = bool(stop.item())  # all processes stop after the same step
         means = (metrics / self.group.size).tolist()
@@ -161,7 +163,8 @@ class Loop:
     def save(self, path: Path) -> None:
         """Writes weights, averages, optimizer states and step number to one file, atomically."""
         tensors = {f"weights/{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"ema/{name}": value for name, value in self.ema.items()}
+        averages = self.averaged.module.named_parameters()
+        tensors |= {f"ema/{name}": value for name, value in averages}
         tensors |= {f"optimizer/{name}": value for name, value in self._optimizer_tensors()}
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().contiguous() for name, value in tensors.items()}
@@ -186,21 +189,18 @@ class Loop:
                 "give the run another name or remove its directory"
             )
         self.model.load_state_dict(weights)
-        self.ema = under(tensors, "ema/")
+        self.averaged.module.load_state_dict({**weights, **under(tensors, "ema/")})
         self._load_optimizer_tensors(under(tensors, "optimizer/"))
         self.step = state["step"]
 
     def ema_state(self, prefix: str = "") -> dict[str, Tensor]:
         """State dict of the averaged model, or of the part whose names start with `prefix`."""
-        return under({**self.model.state_dict(), **self.ema}, prefix)
+        return under(self.averaged.module.state_dict(), prefix)
 
-    def _update_ema(self) -> None:
+    def _average(self, averages: list[Tensor], params: list[Tensor], _count: Tensor) -> None:
         # short averages first: the start would weigh on them for long
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
-        params = dict(self.model.named_parameters())
-        torch._foreach_lerp_(
-            list(self.ema.values()), [params[name].data for name in self.ema], 1 - decay
-        )
+        torch._foreach_lerp_(averages, params, 1 - decay)
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
         names = {param: name for name, param in self.model.named_parameters()}

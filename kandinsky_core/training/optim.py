@@ -1,9 +1,9 @@
 """Optimizers of the nano family and the learning-rate schedule.
 
 Muon (Keller Jordan, 2024) moves a weight matrix along the orthogonalised momentum of its
-gradient; everything that is not a hidden matrix goes to AdamW. Unlike torch.optim.Muon it takes
-matrices of one shape in one batch, the batch divided among the processes of the group, and
-iterates in bf16 only where it is told that the processor has units for it.
+gradient; everything that is not a hidden matrix goes to AdamW. torch.optim.Muon has the same rule
+(`match_rms_adamw`), but refuses convolution kernels, iterates in bf16 alone, and every process of a
+group would orthogonalise every matrix.
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ def test_resumed_run_has_the_same_next_loss(tmp_path):
     second = linear_loop(tmp_path / "parts")
     assert second.step == 3
     assert [second.train_step()["loss"] for _ in range(2)] == losses[3:]
-    for name, value in whole.ema.items():
-        torch.testing.assert_close(second.ema[name], value, rtol=0, atol=0)
+    for name, value in whole.ema_state().items():
+        torch.testing.assert_close(second.ema_state()[name], value, rtol=0, atol=0)
 
 
 def test_run_ends_with_the_schedule_and_saves(tmp_path):
@@ -136,6 +136,27 @@ def test_orthogonalize_flattens_singular_values(shape):
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     alignment = (orthogonalize(matrices) * (u @ v)).sum((1, 2)) / min(shape[1:])
     assert alignment.min() > 0.8
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon since 2.9")
+def test_muon_steps_as_torchs_does_but_for_its_bf16(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in [(6, 6), (4, 9), (9, 4), (4, 9)]]
+    theirs = [nn.Parameter(param.detach().clone()) for param in ours]
+    rule = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
+    optimizers = (
+        Muon(ours, **rule),
+        torch.optim.Muon(theirs, **rule, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(10):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 class TwoProcesses(Group):
