@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 
-from . import comfyui, environment
+from . import comfyui, environment, javascript
 from .environment import ROOT, ToolingError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -23,17 +23,21 @@ def run_all(pytest_args: list[str]) -> int:
     comfyui.obtain()
     ensure_browser()
     tests = ("tests", [str(environment.tool("pytest")), *pytest_args])
-    checks = [
-        ("lint", [python, "-m", "ruff", "check", "."]),
-        ("format", [python, "-m", "ruff", "format", "--check", "."]),
-        ("types", [python, "-m", "basedpyright"]),
-    ]
-    failed = [
-        name for name, command in [*([] if pytest_args else checks), tests] if _run(name, command)
-    ]
+    checks = [] if pytest_args else _static_checks(python)
+    failed = [name for name, command in [*checks, tests] if _run(name, command)]
     if failed:
         print(f"Failed: {', '.join(failed)}", flush=True)
     return bool(failed)
+
+
+def _static_checks(python: str) -> list[tuple[str, list[str]]]:
+    """Names and commands of what is checked without running the project."""
+    return [
+        ("lint", [python, "-m", "ruff", "check", "."]),
+        ("format", [python, "-m", "ruff", "format", "--check", "."]),
+        ("types", [python, "-m", "basedpyright"]),
+        ("types of web/js", javascript.ensure()),
+    ]
 
 
 def measure(arguments: list[str]) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import tomllib
 
 from tooling.environment import CONSTRAINTS, EXTRAS, HOST_REQUIREMENTS, ROOT
+from tooling.javascript import PINS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -35,6 +37,16 @@ def test_everything_that_set_up_installs_has_one_pinned_version():
     wanted |= {name_of(r) for r in PROJECT["project"]["dependencies"] + lines(HOST_REQUIREMENTS)}
     with_host = {name_of(line) for line in lines(HOST_REQUIREMENTS) if "==" in line}
     assert wanted - {"kandinsky-core"} <= set(pinned) | with_host
+
+
+def test_what_npm_installs_has_one_pinned_version_and_a_checksum():
+    wanted = json.loads((PINS / "package.json").read_text(encoding="utf-8"))["devDependencies"]
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in wanted.values())
+    locked = json.loads((PINS / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    assert locked[""]["devDependencies"] == wanted
+    packages = {name: each for name, each in locked.items() if name}
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in wanted} == wanted
+    assert all({"version", "integrity"} <= set(each) for each in packages.values())
 
 
 def test_set_up_names_extras_that_exist():

@@ -1,9 +1,7 @@
 // @ts-check
 /** Menu entry that maps the Kandinsky 5 nodes of other packs, and ComfyUI's own, onto this pack's. */
 
-// @ts-ignore served by ComfyUI
 import { api } from "../../../scripts/api.js";
-// @ts-ignore served by ComfyUI
 import { app } from "../../../scripts/app.js";
 
 const COMMAND = "Kandinsky5.ConvertWorkflow";

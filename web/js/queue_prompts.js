@@ -1,10 +1,10 @@
 // @ts-check
 /** Menu entry that queues a run of its own for every prompt of a list, so that each is saved once it is made. */
 
-// @ts-ignore served by ComfyUI
 import { api } from "../../../scripts/api.js";
-// @ts-ignore served by ComfyUI
 import { app } from "../../../scripts/app.js";
+
+/** @typedef {typeof app.graph.nodes[number]} GraphNode */
 
 const COMMAND = "Kandinsky5.QueuePrompts";
 const LABEL = "Queue Kandinsky 5 prompts one by one";
@@ -24,10 +24,10 @@ function tell(severity, detail) {
 /**
  * The list to run, where none was pointed at: the selected one, else the only one.
  *
- * @returns {any}
+ * @returns {GraphNode}
  */
 function findList() {
-  const lists = app.graph.nodes.filter((/** @type {any} */ node) => node.type === NODE);
+  const lists = app.graph.nodes.filter((node) => node.type === NODE);
   const selected = Object.values(app.canvas.selected_nodes ?? {}).filter((node) =>
     lists.includes(node),
   );
@@ -42,9 +42,21 @@ function findList() {
 }
 
 /**
+ * @param {GraphNode} list
+ * @param {string} name
+ */
+function findWidget(list, name) {
+  const widget = list.widgets?.find((each) => each.name === name);
+  if (widget === undefined) {
+    throw new Error(`The Prompt List has no ${name}; remove the node and add it again.`);
+  }
+  return widget;
+}
+
+/**
  * Numbers of the prompts that the node would run, from its start and count.
  *
- * @param {any} list
+ * @param {GraphNode} list
  */
 async function findNumbers(list) {
   const { output } = await app.graphToPrompt();
@@ -79,16 +91,14 @@ async function findNumbers(list) {
 /**
  * Queue the runs; the node's start and count are put back.
  *
- * @param {any} [pointed] the node whose menu was used
+ * @param {GraphNode} [pointed] the node whose menu was used
  */
 async function queuePrompts(pointed) {
   let queued = 0;
   try {
     const list = pointed ?? findList();
     const numbers = await findNumbers(list);
-    const [start, count] = ["start", "count"].map((name) =>
-      list.widgets.find((/** @type {any} */ widget) => widget.name === name),
-    );
+    const [start, count] = [findWidget(list, "start"), findWidget(list, "count")];
     const before = [start.value, count.value];
     try {
       for (const number of numbers) {
@@ -113,6 +123,6 @@ app.registerExtension({
   commands: [{ id: COMMAND, label: LABEL, icon: "pi pi-list", function: () => queuePrompts() }],
   menuCommands: [{ path: ["Edit"], commands: [COMMAND] }],
   // pages that know this hook show it in the node's menu too
-  getNodeMenuItems: (/** @type {any} */ node) =>
+  getNodeMenuItems: (node) =>
     node.type === NODE ? [null, { content: LABEL, callback: () => queuePrompts(node) }] : [],
 });
