@@ -1,4 +1,4 @@
-"""Everything `make test` runs: lint, format, types, then every test."""
+"""Everything `make test` runs: lint, format, types, spelling, then every test."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def _static_checks(python: str) -> list[tuple[str, list[str]]]:
         ("format", [python, "-m", "ruff", "format", "--check", "."]),
         ("types", [python, "-m", "basedpyright"]),
         ("types of web/js", javascript.ensure()),
+        ("spelling", [python, "-m", "codespell_lib"]),
     ]
 
 

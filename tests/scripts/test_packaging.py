@@ -6,6 +6,7 @@ import json
 import re
 
 import tomllib
+import yaml
 
 from tooling.environment import CONSTRAINTS, EXTRAS, HOST_REQUIREMENTS, ROOT
 from tooling.javascript import PINS
@@ -37,6 +38,14 @@ def test_everything_that_set_up_installs_has_one_pinned_version():
     wanted |= {name_of(r) for r in PROJECT["project"]["dependencies"] + lines(HOST_REQUIREMENTS)}
     with_host = {name_of(line) for line in lines(HOST_REQUIREMENTS) if "==" in line}
     assert wanted - {"kandinsky-core"} <= set(pinned) | with_host
+
+
+def test_tools_run_before_a_commit_in_the_versions_of_the_checks():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    tagged = {each["repo"].rpartition("/")[2]: each["rev"] for each in hooks["repos"]}
+    pinned = dict(line.split("==") for line in lines(CONSTRAINTS))
+    assert tagged["ruff-pre-commit"] == f"v{pinned['ruff']}"
+    assert tagged["codespell"] == f"v{pinned['codespell']}"
 
 
 def test_what_npm_installs_has_one_pinned_version_and_a_checksum():
