@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kandinsky_core.attention import Nabla
 from kandinsky_core.family.variants import VARIANTS
-from kandinsky_core.files import atomic_write
+from kandinsky_core.files import write_text
 from kandinsky_core.models import call_bytes
 from kandinsky_core.planning.costs import step_cost, step_traffic
 
@@ -188,8 +188,7 @@ def main() -> None:
     """Write the page."""
     path = Path("docs/benchmarks/costs.md")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part:
-        part.write_text(markdown(), encoding="utf-8")
+    write_text(path, markdown())
     sys.stdout.write(f"{path}\n")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kandinsky_core.files import atomic_write
+from kandinsky_core.files import atomic_write, write_text
 
 from .case import Goal, Result
 from .records import FILE, Section, as_data
@@ -28,8 +28,7 @@ def write(sections: Mapping[str, Section], folder: Path) -> None:
         (FILE, json.dumps(as_data(sections), indent=1) + "\n"),
         ("report.md", as_markdown(sections)),
     ):
-        with atomic_write(folder / name) as part:
-            part.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     if "attention" in sections:
         plot_attention(sections["attention"].results, folder / "attention.png")
 
@@ -126,7 +125,8 @@ def plot_attention(results: Sequence[Result], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel=key, ylabel="times faster than dense")
         axis.grid(visible=True, which="both", alpha=0.3)
     axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    with atomic_write(path) as part:
+        figure.savefig(part, dpi=120)
     pyplot.close(figure)
 
 

@@ -75,3 +75,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8 as a whole, or leave an earlier file at `path` as it was.
+
+    Args:
+        path: Where the file should be; its folder must exist.
+        text: All that the file will hold.
+
+    Raises:
+        OutputError: The folder does not exist, or the operating system refused to write.
+    """
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")

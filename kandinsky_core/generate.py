@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .attention import Nabla
 from .caching import BlockCache
 from .family.settings import SamplingSettings, Task
-from .family.shapes import Size, VideoShape, cover_crop
+from .family.shapes import Size, VideoShape
 from .family.tasks import check_image
 from .family.typed import Settled, Typed
 from .family.typed import settle as settle_typed
@@ -34,7 +33,7 @@ from .guided_model import GuidedModel
 from .models import ImageVAE, VideoVAE, to_model_space, to_vae_space
 from .pipeline import Pipeline, nabla_for
 from .text import TextConditioning, add_triggers
-from .video import to_pixels, to_uint8
+from .video import cover, to_pixels, to_uint8
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class GenerateRequest(Typed):
     image: np.ndarray | None = None
     """uint8 (H, W, 3) RGB, for tasks that start from one."""
     seed: int = 0
-    """Of the starting noise, from 0 to 2**64 - 1."""
+    """Of the starting noise, from 0 to `seeds.MOST_SEED`."""
     use_triggers: bool = True
     """Put the trigger texts of the pipeline's LoRAs before the prompt."""
     normalize: bool = True
@@ -274,13 +273,8 @@ def fit_image(image: np.ndarray, size: Size) -> Tensor:
     Returns:
         Pixels (1, 3, 1, height, width) in [-1, 1], fp32.
     """
-    height, width = size
-    crop = cover_crop(image.shape[:2], size)
     pixels = to_pixels(image[None])[:, :, 0]  # (1, 3, H, W)
-    if tuple(pixels.shape[2:]) != crop.resized:
-        pixels = F.interpolate(pixels, crop.resized, mode="bilinear", antialias=True)
-    rows, columns = slice(crop.top, crop.top + height), slice(crop.left, crop.left + width)
-    return pixels[:, :, None, rows, columns]
+    return cover(pixels, size)[:, :, None]
 
 
 def settle(pipeline: Pipeline, request: GenerateRequest) -> Settled:

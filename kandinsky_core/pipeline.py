@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -23,7 +22,7 @@ from .checkpoint import (
     read_lora,
 )
 from .family.config import DiTConfig, ImageVAEConfig, VideoVAEConfig
-from .family.settings import SamplingSettings, Task
+from .family.settings import TASKS, SamplingSettings, Task
 from .family.shapes import Geometry
 from .family.variants import VAE_OF
 from .models import CrossDiT, ImageVAE, VideoVAE
@@ -31,9 +30,9 @@ from .nano import NanoPart, nano_path
 from .text import TextEncoder, load_qwen_clip_folder
 
 NANO = "nano"
+"""Name of the bundled model, and of its variant."""
 BUNDLED: dict[str, NanoPart] = {NANO: "transformer", "nano-edit": "edit_transformer"}
 """Names of the bundled models -> their transformers."""
-"""Name of the bundled model, and of its variant."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Pipeline:
     vae: VideoVAE | ImageVAE
     settings: SamplingSettings
     """What the checkpoint was made for."""
-    tasks: tuple[Task, ...] = get_args(Task)
+    tasks: tuple[Task, ...] = TASKS
     """What it can make; other tasks are refused."""
     attend: Attend = attend
     """Attention backend."""

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from .seeds import MOST_SEED
+
 Split = Literal["auto", "lines", "blocks"]
 """What separates prompts: ends of lines, or lines of `---` (where there are none, empty lines).
 auto takes blocks where there is a line of `---`."""
@@ -32,7 +34,7 @@ class _Range(NamedTuple):
 
 
 _SETTINGS: dict[str, _Range] = {
-    "seed": _Range(int, 0, 2**64 - 1),
+    "seed": _Range(int, 0, MOST_SEED),
     "steps": _Range(int, 1, 1000),
     "cfg": _Range(float, 0.1, 100.0),
     "shift": _Range(float, 0.01, 100.0),

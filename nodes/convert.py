@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..kandinsky_core.family import cover_crop
+from ..kandinsky_core.video import cover
 
 
 def fill_size(image: Tensor, height: int, width: int) -> Tensor:
@@ -28,11 +27,7 @@ def fill_size(image: Tensor, height: int, width: int) -> Tensor:
         IMAGE (B, height, width, 3) in 0..1.
     """
     pixels = rearrange(image[..., :3], "b h w c -> b c h w")
-    crop = cover_crop(tuple(pixels.shape[-2:]), (height, width))
-    if crop.resized != tuple(pixels.shape[-2:]):
-        pixels = F.interpolate(pixels, size=crop.resized, mode="bilinear", antialias=True)
-    pixels = pixels[..., crop.top : crop.top + height, crop.left : crop.left + width]
-    return rearrange(pixels, "b c h w -> b h w c").clamp(0, 1)
+    return rearrange(cover(pixels, (height, width)), "b c h w -> b h w c").clamp(0, 1)
 
 
 def to_unit_range(image: Tensor) -> Tensor:

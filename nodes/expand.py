@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..kandinsky_core.family import TASKS
 from ..kandinsky_core.text import (
     EXPANSION_TEMPERATURE,
     EXPANSION_TOKENS,
@@ -14,6 +15,7 @@ from ..kandinsky_core.text import (
 )
 from . import host
 from .convert import to_unit_range
+from .sampler_inputs import seed_input
 
 
 class ExpandPrompt(io.ComfyNode):
@@ -46,7 +48,7 @@ class ExpandPrompt(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "task",
-                    options=list(host.TASKS),
+                    options=list(TASKS),
                     default="t2v",
                     tooltip=(
                         "What the prompt is for: t2v text to video, i2v image to video, t2i text "
@@ -59,13 +61,8 @@ class ExpandPrompt(io.ComfyNode):
                     default=LANGUAGES[0],
                     tooltip="English, or as written: the language of the prompt, such as Russian.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=True,
-                    tooltip="Another seed gives another text, except at temperature 0.",
+                seed_input(
+                    "Another seed gives another text, except at temperature 0.", changes=True
                 ),
                 io.Int.Input(
                     "max_tokens",

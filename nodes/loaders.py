@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from comfy_api.latest import io
 
+from ..kandinsky_core.family import TASKS
 from ..kandinsky_core.nano import nano_path
 from . import host
 
@@ -102,7 +103,7 @@ class LoadTextEncoders(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "task",
-                    options=list(host.TASKS),
+                    options=list(TASKS),
                     default="t2v",
                     tooltip=(
                         "What the native CLIP Text Encode node encodes for: the template around "

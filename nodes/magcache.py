@@ -20,6 +20,7 @@ from ..kandinsky_core.caching import (
 )
 from ..kandinsky_core.family import Release, Size, Task
 from . import host
+from .sampler_inputs import cfg_input, seed_input, shift_input, steps_input
 from .sampling import make_sigmas
 
 CATEGORY = "Kandinsky 5/acceleration"
@@ -158,41 +159,17 @@ class CalibrateCache(io.ComfyNode):
                     default="magcache_ratios",
                     tooltip="File in models/kandinsky5; one of the same name is replaced.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    tooltip="Of the noise; the ratios hardly depend on it.",
+                seed_input("Of the noise; the ratios hardly depend on it."),
+                steps_input(
+                    "Sampling steps; 0 uses the checkpoint's number. Runs with other numbers "
+                    "may use the ratios too."
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip=(
-                        "Sampling steps; 0 uses the checkpoint's number. Runs with other numbers "
-                        "may use the ratios too."
-                    ),
+                cfg_input(
+                    "Guidance; 0 uses the checkpoint's. At 1 the negative prompt is not "
+                    "measured, and never skipped later."
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip=(
-                        "Guidance; 0 uses the checkpoint's. At 1 the negative prompt is not "
-                        "measured, and never skipped later."
-                    ),
-                ),
-                io.Float.Input(
-                    "shift",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Shift of the schedule; 0 uses the checkpoint's or ModelSamplingSD3's.",
+                shift_input(
+                    "Shift of the schedule; 0 uses the checkpoint's or ModelSamplingSD3's."
                 ),
             ],
             outputs=[

@@ -13,6 +13,7 @@ from ..kandinsky_core.attention import BlockMap, MapReport
 from . import host
 from .convert import frames_to_image, pixels_to_image
 from .draw import draw_attended, draw_block_map, draw_shares
+from .sampler_inputs import cfg_input, seed_input, steps_input
 from .sampling import make_sigmas
 
 CATEGORY = "Kandinsky 5/acceleration"
@@ -80,16 +81,8 @@ class NablaInspector(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What to make."),
                 io.Conditioning.Input("negative", tooltip="What to guide away from."),
                 io.Latent.Input("latent", tooltip="What to sample."),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Of the noise."
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="Sampling steps; 0 uses the checkpoint's number.",
-                ),
+                seed_input("Of the noise."),
+                steps_input(),
                 io.Int.Input(
                     "layer", default=0, min=0, max=255, tooltip="Block of the map, from 0."
                 ),
@@ -113,14 +106,8 @@ class NablaInspector(io.ComfyNode):
                         "and column; -1 is the one in the middle."
                     ),
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    optional=True,
-                    tooltip="Guidance: 1 is none; 0 uses what the checkpoint was made for.",
+                cfg_input(
+                    "Guidance: 1 is none; 0 uses what the checkpoint was made for.", optional=True
                 ),
             ],
             outputs=[

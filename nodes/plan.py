@@ -11,6 +11,7 @@ from ..kandinsky_core.family import Typed
 from ..kandinsky_core.planning import GIB, describe, fits, smaller_sizes, verdict
 from . import host
 from .latents import empty_latent, size_inputs
+from .sampler_inputs import cfg_input
 
 
 class PlanMemory(io.ComfyNode):
@@ -60,14 +61,8 @@ class PlanMemory(io.ComfyNode):
                     optional=True,
                     tooltip="For its dtype; without it the model's usual one is taken.",
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    optional=True,
-                    tooltip="At 1 no negative prompt is run; 0 takes the checkpoint's.",
+                cfg_input(
+                    "At 1 no negative prompt is run; 0 takes the checkpoint's.", optional=True
                 ),
                 io.Float.Input(
                     "main_memory_gb",

@@ -7,9 +7,9 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..kandinsky_core.prompts import MOST_PROMPTS, Split
+from ..kandinsky_core.seeds import MOST_SEED
 from . import host
-
-MOST_SEED = 0xFFFFFFFFFFFFFFFF
+from .sampler_inputs import seed_input
 
 _OWN: dict[str, Any] = {
     "steps": io.Int,
@@ -58,13 +58,7 @@ class PromptList(io.ComfyNode):
                         "empty lines. auto: blocks if there is a line of ---, else lines."
                     ),
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MOST_SEED,
-                    tooltip="Of the first prompt; a prompt's own seed=... wins.",
-                ),
+                seed_input("Of the first prompt; a prompt's own seed=... wins."),
                 io.Int.Input(
                     "seed_step",
                     default=1,
@@ -148,7 +142,7 @@ class PromptList(io.ComfyNode):
             numbered = numbered[:count]
         # beyond the largest seed it goes on from 0
         seeds = [
-            entry.settings.get("seed", (seed + index * seed_step) & MOST_SEED)
+            entry.settings.get("seed", (seed + index * seed_step) % (MOST_SEED + 1))
             for index, entry in numbered
         ]
         names = [

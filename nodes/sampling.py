@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..kandinsky_core.family import pixel_shape
 from ..kandinsky_core.flow import timesteps
 from . import host
+from .sampler_inputs import cfg_input, seed_input, shift_input, steps_input
 
 CATEGORY = "Kandinsky 5"
 
@@ -17,23 +18,10 @@ CATEGORY = "Kandinsky 5"
 def schedule_inputs() -> list[io.Input]:
     """Steps, shift and denoise; 0 asks the checkpoint."""
     return [
-        io.Int.Input(
-            "steps",
-            default=0,
-            min=0,
-            max=1000,
-            tooltip="Sampling steps; 0 uses the number the checkpoint was made for.",
-        ),
-        io.Float.Input(
-            "shift",
-            default=0.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip=(
-                "How much of the steps goes to the noisy part; higher gives more to motion and "
-                "layout. 0 uses the checkpoint's, or what ModelSamplingSD3 set on the model."
-            ),
+        steps_input("Sampling steps; 0 uses the number the checkpoint was made for."),
+        shift_input(
+            "How much of the steps goes to the noisy part; higher gives more to motion and "
+            "layout. 0 uses the checkpoint's, or what ModelSamplingSD3 set on the model."
         ),
         io.Float.Input(
             "denoise",
@@ -122,24 +110,10 @@ class Sampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What to make."),
                 io.Conditioning.Input("negative", tooltip="What to guide away from."),
                 io.Latent.Input("latent", tooltip="From Empty Latent or Image to Video."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Of the noise; the same seed gives the same result.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip=(
-                        "Guidance: 1 is none and twice as fast; 0 uses what the checkpoint was "
-                        "made for."
-                    ),
+                seed_input("Of the noise; the same seed gives the same result.", changes=True),
+                cfg_input(
+                    "Guidance: 1 is none and twice as fast; 0 uses what the checkpoint was "
+                    "made for."
                 ),
                 *schedule_inputs(),
                 io.Sigmas.Input(

@@ -10,6 +10,7 @@ from ..kandinsky_core.checkpoint import CheckpointInfo
 from ..kandinsky_core.family import Attention, Orientation, SizeClass, Typed
 from . import host
 from .latents import MAX_FRAMES, MAX_SIDE
+from .sampler_inputs import cfg_input, shift_input, steps_input
 
 ATTENTION: dict[str, Attention | None] = {"auto": None, "dense": "dense", "nabla": "nabla"}
 """Choice of the node -> attention; None is the model's."""
@@ -54,31 +55,11 @@ def _override_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Frames, one more than a multiple of 4; 0 takes the checkpoint's.",
         ),
-        io.Int.Input(
-            "steps",
-            default=0,
-            min=0,
-            max=1000,
+        steps_input("Sampling steps; 0 takes the checkpoint's.", optional=True),
+        cfg_input("Guidance, 1 is none; 0 takes the checkpoint's.", optional=True),
+        shift_input(
+            "Shift of the schedule; 0 takes ModelSamplingSD3's, else the checkpoint's.",
             optional=True,
-            tooltip="Sampling steps; 0 takes the checkpoint's.",
-        ),
-        io.Float.Input(
-            "cfg",
-            default=0.0,
-            min=0.0,
-            max=30.0,
-            step=0.1,
-            optional=True,
-            tooltip="Guidance, 1 is none; 0 takes the checkpoint's.",
-        ),
-        io.Float.Input(
-            "shift",
-            default=0.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            optional=True,
-            tooltip="Shift of the schedule; 0 takes ModelSamplingSD3's, else the checkpoint's.",
         ),
         io.Float.Input(
             "rope_scale",

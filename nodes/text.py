@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..kandinsky_core.family import TASKS
 from . import host
 from .convert import to_unit_range
 
@@ -39,7 +40,7 @@ class TextEncode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "task",
-                    options=list(host.TASKS),
+                    options=list(TASKS),
                     default="t2v",
                     tooltip=(
                         "t2v text to video, i2v image to video, t2i text to image, i2i image "

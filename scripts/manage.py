@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="manage.py", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
 
-    setup = verbs.add_parser("setup", help="make .venv and fetch a ComfyUI")
+    setup = verbs.add_parser("setup", help="make the environment and fetch a ComfyUI")
     setup.add_argument("--profile", choices=["demo", "test"], default="demo")
 
     demo = verbs.add_parser("demo", help="one video from one prompt, through a real ComfyUI")

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tooling import comfyui, environment
 
+from .official_pack import SMALL, small_workflow
+
 ROOT = environment.ROOT
 EXTRA_MODELS = "-extra-models"
 """Suffix of the folder of models that is not the server's own."""
@@ -71,12 +73,15 @@ def benchmark():
 
 @pytest.fixture
 def foreign_workflow():
-    """Reads a workflow of the official pack or one of ComfyUI's templates by name, anew each time.
+    """Reads a workflow of other nodes by name, anew each time.
 
-    Neither is part of the project; a test skips and says which one it lacks.
+    Those of `SMALL` are part of the project. The official pack's files and ComfyUI's templates are
+    not; a test skips and says which one it lacks.
     """
 
     def read(name):
+        if name in SMALL:
+            return small_workflow(name)
         path = OFFICIAL_WORKFLOWS / f"{name}.json"
         if "_kandinsky5_" in name:
             pytest.importorskip(TEMPLATES, reason="needs comfyui-workflow-templates-json")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from ..family.settings import SIZES_512, Release, SamplingSettings, Task
-from ..files import atomic_write
+from ..files import write_text
 
 FORMAT = "kandinsky_core.magcache_ratios"
 VERSION = 1
@@ -235,8 +235,7 @@ def save_ratios(path: str | Path, ratios: MagRatios, measured_on: Mapping[str, A
         "uncond": ratios.uncond,
     }
     text = json.dumps(described, ensure_ascii=False, indent=1) + "\n"
-    with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _from_columns(described: Mapping[str, Any], source: str) -> MagRatios:

@@ -12,16 +12,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from ..errors import CheckpointError
 from ..family.config import METADATA_KEY, DiTConfig, ImageVAEConfig, NanoTextConfig, VideoVAEConfig
 from ..family.settings import (
     DEFAULT_RELEASES,
     RELEASES,
+    TASKS,
     Release,
     SamplingSettings,
-    Task,
     find_settings,
 )
 from ..family.variants import VAES
@@ -90,7 +90,7 @@ def identify(path: str | Path, *, component: Component | None = None) -> Checkpo
         num_parameters=sum(entry.size for entry in tensors.values()),
         family=family,
         header=header,
-        stated_tasks=tuple(task for task in get_args(Task) if task in described.get("tasks", ())),
+        stated_tasks=tuple(task for task in TASKS if task in described.get("tasks", ())),
         sources=sources,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import import_extra
+from ..family.settings import TASKS
 
 if TYPE_CHECKING:
     from ..family.settings import Task
@@ -53,7 +54,7 @@ def add_expand_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
     )
     command.add_argument(
         "--task",
-        choices=("t2v", "i2v", "t2i", "i2i"),
+        choices=TASKS,
         help="what the prompt is for (default: t2v, with --image i2v)",
     )
     command.add_argument("--image", type=Path, help="picture to start from (i2v) or to edit (i2i)")

@@ -6,6 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
+from ..family.settings import TASKS
+
 
 def add_prompt(command: argparse.ArgumentParser, *, or_list: bool = False) -> None:
     """What to make; with `or_list`, a list of prompts may take the prompt's place."""
@@ -27,7 +29,7 @@ def add_prompt(command: argparse.ArgumentParser, *, or_list: bool = False) -> No
         )
     command.add_argument(
         "--task",
-        choices=("t2v", "i2v", "t2i", "i2i"),
+        choices=TASKS,
         help="text or image to video or image (default: the model's, by whether --image is given)",
     )
     command.add_argument("--image", type=Path, help="image to start from (i2v) or to edit (i2i)")

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..family.settings import TASKS
+
 if TYPE_CHECKING:
     from ..family.shapes import Size
 
@@ -31,7 +33,7 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--model", default="video_lite", help="a variant of the family, or a file or folder"
     )
-    command.add_argument("--task", choices=("t2v", "i2v", "t2i", "i2i"), help="what from what")
+    command.add_argument("--task", choices=TASKS, help="what from what")
     command.add_argument("--size", type=_size, metavar="HxW", help="pixels, e.g. 512x768")
     command.add_argument(
         "--size-class",
@@ -91,7 +93,7 @@ def run_plan(args: argparse.Namespace) -> None:
     """Print the plan, or write the page about the family."""
     import torch
 
-    from ..files import atomic_write
+    from ..files import write_text
     from ..planning.jobs import Request, make_job, smaller_sizes
     from ..planning.report import describe, markdown
 
@@ -101,8 +103,7 @@ def run_plan(args: argparse.Namespace) -> None:
         if args.report is None:
             sys.stdout.write(markdown())
             return
-        with atomic_write(args.report) as part:
-            part.write_text(markdown(), encoding="utf-8")
+        write_text(args.report, markdown())
         sys.stdout.write(f"{args.report}\n")
         return
     memory, main = _bytes("--memory", args.memory), _bytes("--main-memory", args.main_memory)

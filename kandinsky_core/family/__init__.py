@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from .presets import PRESETS, Part
-from .settings import EXAMPLE_FILES, FPS, Attention, Release, SamplingSettings, Task
+from .settings import EXAMPLE_FILES, FPS, TASKS, Attention, Release, SamplingSettings, Task
 from .shapes import (
     RELEASED,
     Geometry,
@@ -12,7 +12,6 @@ from .shapes import (
     VideoShape,
     check_frames,
     check_size,
-    cover_crop,
     frames_for_seconds,
     pixel_shape,
 )
@@ -24,6 +23,7 @@ __all__ = [
     "FPS",
     "PRESETS",
     "RELEASED",
+    "TASKS",
     "VAES",
     "VAE_OF",
     "Attention",
@@ -43,7 +43,6 @@ __all__ = [
     "VideoVAEConfig",
     "check_frames",
     "check_size",
-    "cover_crop",
     "frames_for_seconds",
     "pixel_shape",
     "settle",

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from .shapes import Geometry, Size, frames_for_seconds
 
 Task = Literal["t2v", "i2v", "t2i", "i2i"]
 """What is made from what: text or image (first letter) to video or image (last)."""
+TASKS: tuple[Task, ...] = get_args(Task)
 Stage = Literal["pretrain", "sft", "nocfg", "distilled"]
 Attention = Literal["dense", "nabla"]
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..seeds import check_seed
 from .condition import VisualCondition
 from .path import predict_latents
 
@@ -48,16 +49,15 @@ def make_noise(shape: Sequence[int], seed: int) -> Tensor:
 
     Args:
         shape: (B, C, T, H, W).
-        seed: From 0 to 2**64 - 1.
+        seed: From 0 to `MOST_SEED`.
 
     Returns:
         Standard normal fp32 tensor.
 
     Raises:
-        ValueError: If the seed is out of range.
+        ValueError: The seed is out of range.
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed {seed} is out of range: it must be from 0 to 2**64 - 1")
+    check_seed(seed)
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
 
 

@@ -72,7 +72,7 @@ def expand_prompt(
         task: Chooses the instruction.
         image: (B, 3, H, W) float in [-1, 1]; for "i2v" and "i2i" the first is looked at.
         language: Of the expansion.
-        seed: Of the draws, from 0 to 2**64 - 1.
+        seed: Of the draws, from 0 to `seeds.MOST_SEED`.
         max_tokens: Most tokens that are written.
         temperature: 0 takes the likeliest word each time, up to 2 is more varied.
         on_token: Called after every token; may raise to cancel.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import import_extra
+from ..seeds import check_seed
 from .templates import END_TAG
 
 STOP_TAGS = (END_TAG, "<|endoftext|>")
@@ -45,7 +46,7 @@ class TokenChooser:
     """Chooses tokens by temperature, the same ones for the same seed on every device.
 
     Raises:
-        ValueError: if the temperature is out of its range.
+        ValueError: if the temperature or the seed is out of its range.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class TokenChooser:
 
         Args:
             temperature: 0 takes the likeliest token, 1 draws as the model was trained, up to 2.
-            seed: Of the draws, from 0 to 2**64 - 1.
+            seed: Of the draws, from 0 to `seeds.MOST_SEED`.
             on_token: Called after every choice; may raise to cancel.
         """
         if not 0 <= temperature <= MAX_TEMPERATURE:
@@ -63,6 +64,7 @@ class TokenChooser:
                 f"temperature is {temperature}: expected a number from 0 (always the likeliest "
                 f"word) to {MAX_TEMPERATURE:g}"
             )
+        check_seed(seed)
         self.temperature = temperature
         self.on_token = on_token
         self._generator = torch.Generator().manual_seed(seed)

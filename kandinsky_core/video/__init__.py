@@ -10,7 +10,7 @@ from .image import (
 )
 from .io import Clip, read_video, write_video
 from .metadata import describe_texts, read_metadata
-from .pixels import Frames, to_pixels, to_uint8
+from .pixels import Frames, cover, to_pixels, to_uint8
 
 __all__ = [
     "Clip",
@@ -18,6 +18,7 @@ __all__ = [
     "Frames",
     "color_drift",
     "contact_sheet",
+    "cover",
     "describe_texts",
     "read_image",
     "read_image_metadata",

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
+
+from ..family.shapes import Size, cover_crop
 
 Frames = np.ndarray
 """uint8 (F, H, W, 3), RGB."""
@@ -35,6 +38,23 @@ def to_uint8(pixels: Tensor) -> Frames:
         )
     levels = ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return rearrange(levels, "c f h w -> f h w c").cpu().contiguous().numpy()
+
+
+def cover(pixels: Tensor, size: Size) -> Tensor:
+    """Resize images to cover a size, aspect kept, and cut out the middle.
+
+    Args:
+        pixels: (B, C, H, W), float, of any range.
+        size: Wanted height and width, pixels.
+
+    Returns:
+        (B, C, height, width); where nothing was resized, a view. Values may pass the range of
+        `pixels` by rounding.
+    """
+    crop = cover_crop(tuple(pixels.shape[2:]), size)
+    if crop.resized != tuple(pixels.shape[2:]):
+        pixels = F.interpolate(pixels, crop.resized, mode="bilinear", antialias=True)
+    return pixels[..., crop.top : crop.top + size[0], crop.left : crop.left + size[1]]
 
 
 def to_pixels(frames: Frames) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import WorkflowError
-from ..files import atomic_write, check_writable
+from ..files import check_writable, write_text
 from .chains import Plan, is_kandinsky_raw
 from .formats import load_json, read_workflow, write_workflow
 from .graph import Graph, Json, Link, Node
@@ -107,8 +107,7 @@ def convert_file(source: Path, target: Path, *, nano: bool = False) -> Report:
     """
     check_writable(target)
     workflow, report = convert_workflow(load_json(source), nano=nano)
-    with atomic_write(target) as part:
-        part.write_text(json.dumps(workflow, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_text(target, json.dumps(workflow, indent=2, ensure_ascii=False) + "\n")
     return report
 
 

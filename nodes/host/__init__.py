@@ -43,7 +43,7 @@ from .model.typed import settle
 from .plan import free_main_memory, free_memory, make_job
 from .routes import add_routes
 from .run import PROMPT, prompt_of, record, set_conditioning, show_text
-from .text.clip import TASKS, encode_text, fingerprint_vision, load_text_encoders
+from .text.clip import encode_text, fingerprint_vision, load_text_encoders
 from .text.expand import expand_prompt
 from .vae import (
     decode_frames,
@@ -63,7 +63,6 @@ __all__ = [
     "PROMPT",
     "SOURCE",
     "SPACE",
-    "TASKS",
     "WEIGHT_DTYPES",
     "AttentionChoice",
     "Folder",

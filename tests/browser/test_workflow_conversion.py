@@ -27,10 +27,14 @@ def run_command(page):
     page.evaluate("(id) => window.app.extensionManager.command.execute(id)", COMMAND)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("kandinsky5_lite_T2V", (903, 5, 50, 10)), ("small_T2V", (17, 4.5, 41, 8))],
+)
 def test_creator_converts_the_open_workflow_and_keeps_the_original(
-    page, open_workflow, foreign_workflow
+    page, open_workflow, foreign_workflow, name, settings
 ):
-    open_workflow(foreign_workflow("kandinsky5_lite_T2V"))
+    open_workflow(foreign_workflow(name))
     before = page.evaluate(TYPES)
     assert set(OFFICIAL) <= set(before)
     tabs = "() => window.app.extensionManager.workflow.openWorkflows.length"
@@ -49,7 +53,7 @@ def test_creator_converts_the_open_workflow_and_keeps_the_original(
         "(widget) => [widget.name, widget.value])"
     )
     values = dict(sampler)
-    assert (values["seed"], values["cfg"], values["steps"], values["shift"]) == (903, 5, 50, 10)
+    assert (values["seed"], values["cfg"], values["steps"], values["shift"]) == settings
     assert page.console.from_the_pack() == []
 
 

@@ -124,6 +124,9 @@ def test_special_tokens_in_the_prompt_are_refused(tag):
 def test_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="temperature is -1"):
         expand_prompt(Writer(PROSE), "a fox", temperature=-1)
+    for seed in (-1, 2**64):  # torch takes negative ones, which no widget holds
+        with pytest.raises(ValueError, match=f"seed is {seed}: .* from 0 to 18446744073709551615"):
+            expand_prompt(Writer(PROSE), "a fox", seed=seed)
     with pytest.raises(ValueError, match="max_tokens is 0"):
         expand_prompt(Writer(PROSE), "a fox", max_tokens=0)
 

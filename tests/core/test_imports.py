@@ -5,6 +5,10 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,19 +23,52 @@ CORE_NEEDS = {"torch", "safetensors", "einops", "numpy", "cv2"}
 OPTIONAL = {"transformers", "diffusers", "av", "tqdm", "tokenizers", "PIL", "sentencepiece", "gguf"}
 REFUSED = sorted(OPTIONAL | HOST_MODULES | {"comfy_api", "huggingface_hub", "torchvision"})
 
-# What each part of the core may not know, nearest the bottom first.
-FORBIDDEN_IN_CORE = {
-    "family": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
-    "weights": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
-    "attention": {"models", "flow", "text", "checkpoint", "generate", "training"},
-    "models": {"flow", "text", "checkpoint", "generate", "training"},
-    "caching": {"flow", "text", "checkpoint", "generate", "training"},
-    "flow": {"models", "attention", "text", "checkpoint", "generate", "training"},
-    "text": {"models", "attention", "flow", "generate", "training"},
-    "checkpoint": {"flow", "generate", "training"},
-    "video": {"models", "attention", "flow", "text", "checkpoint", "generate", "training"},
-    "generate": {"training"},
-}
+FLOORS = """
+kandinsky_core/__init__
+kandinsky_core/errors, kandinsky_core/seeds
+kandinsky_core/files, kandinsky_core/prompts
+kandinsky_core/family/config
+kandinsky_core/family/shapes, kandinsky_core/family/variants
+kandinsky_core/family/settings
+kandinsky_core/family/tasks
+kandinsky_core/family/typed
+kandinsky_core/family/presets
+kandinsky_core/family/__init__, kandinsky_core/weights
+kandinsky_core/flow, kandinsky_core/attention, kandinsky_core/video, kandinsky_core/models/vae
+kandinsky_core/text, kandinsky_core/models
+kandinsky_core/checkpoint, kandinsky_core/caching
+kandinsky_core/checkpoint/lora
+kandinsky_core/checkpoint/__init__
+kandinsky_core/workflows, kandinsky_core/nano, kandinsky_core/guided_model
+kandinsky_core/pipeline
+kandinsky_core/planning
+kandinsky_core/generate
+kandinsky_core/training/world, kandinsky_core/training/distributed
+kandinsky_core/training/layout, kandinsky_core/training/precision
+kandinsky_core/training/data
+kandinsky_core/training
+kandinsky_core/training/stages, kandinsky_core/training/studies
+ALIASES
+kandinsky_core/cli
+kandinsky_core/__main__
+nodes/host, nodes/host/attention
+nodes/host/model
+nodes/host/text
+nodes/host/lora, nodes/host/plan
+nodes/host/__init__
+nodes
+nodes/__init__
+__init__
+"""
+"""The house from the ground up, a floor a line. A file imports from floors below its own, and from
+its own part of its floor; parts that share a floor do not know each other. A part is a file without
+.py or a folder with all in it that has no line of its own: the longest name counts."""
+
+ALIASES = """
+cache_study continuing_study drift edit evaluate lora preview pretrain sparsity_study train_vae
+vae_gate
+"""
+"""Files of training/ that only forward `python -m` to what moved into its rooms."""
 
 
 def sources(folder: Path) -> list[Path]:
@@ -126,16 +163,166 @@ def test_core_module_imports_at_top_only_what_the_core_needs(path):
     assert "kandinsky_core" not in everywhere, "imports inside the core are relative"
 
 
-@pytest.mark.parametrize("path", sources(CORE), ids=lambda path: str(path.relative_to(ROOT)))
-def test_core_part_does_not_know_the_parts_above_it(path):
-    package = path.relative_to(ROOT).parent.parts
-    part = path.relative_to(CORE).parts[0].removesuffix(".py")
-    targets = {
-        (*package[: len(package) - dots + 1], *name.split("."))[1]
-        for dots, name in imports(path)
-        if dots and len(package) - dots + 1 >= 1
-    }
-    assert not targets & FORBIDDEN_IN_CORE.get(part, set())
+def read_house() -> dict[str, str]:
+    """Source of every file of the house by its path, as "kandinsky_core/errors.py"."""
+    paths = [ROOT / "__init__.py", *sources(CORE), *sources(NODES)]
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def read_floors() -> list[list[str]]:
+    """The parts of every floor, from the ground."""
+    aliases = ", ".join(f"kandinsky_core/training/{name}" for name in ALIASES.split())
+    lines = FLOORS.replace("ALIASES", aliases).strip().splitlines()
+    return [line.split(", ") for line in lines]
+
+
+@cache
+def imported(path: str, source: str) -> tuple[tuple[int, str, tuple[str, ...]], ...]:
+    """Return (line, what is written, modules that it may mean) of every import of the house.
+
+    Imports in functions and under TYPE_CHECKING count: the file knows what it names there too.
+    """
+    here = ("pack", *path.split("/")[:-1])
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue  # absolute ones of the house are refused by tests of their own
+        up = here[: len(here) - node.level + 1]
+        module = "/".join((*up, *(node.module.split(".") if node.module else ())))
+        module = module.removeprefix("pack").removeprefix("/")
+        for alias in node.names:
+            names = (f"{module}/{alias.name}".removeprefix("/"), module)
+            text = f"from {'.' * node.level}{node.module or ''} import {alias.name}"
+            found.append((node.lineno, text, names))
+    return tuple(found)
+
+
+def file_of(names: tuple[str, ...], house: dict[str, str]) -> str | None:
+    """The file that is meant by the first of the names that is a module."""
+    for name in names:
+        for path in (f"{name}.py", f"{name}/__init__.py".removeprefix("/")):
+            if path in house:
+                return path
+    return None
+
+
+def part_of(path: str, parts: Iterable[str]) -> str | None:
+    """The part with the longest name that holds a file."""
+    name = path.removesuffix(".py")
+    return max((p for p in parts if name == p or name.startswith(f"{p}/")), key=len, default=None)
+
+
+def faults_of(house: dict[str, str], floors: list[list[str]]) -> list[str]:
+    """One sentence for each breach of the floors; see FLOORS.
+
+    Args:
+        house: Source of every file by its path.
+        floors: Parts of every floor, from the ground.
+    """
+    listed = [(part, number) for number, parts in enumerate(floors) for part in parts]
+    floor = dict(reversed(listed))
+    where = "FLOORS in tests/core/test_imports.py"
+    faults = [
+        f"{part} stands on more than one floor: leave one of its lines in {where}"
+        for part, count in Counter(part for part, _ in listed).items()
+        if count > 1
+    ]
+    home = {path: part_of(path, floor) for path in house}
+    faults += [
+        f"{part} holds no file: take it out of {where}" for part in floor.keys() - home.values()
+    ]
+    arrows: dict[str, set[str]] = {path: set() for path in house}
+    for path, source in house.items():
+        part = home[path]
+        if part is None:
+            faults.append(
+                f"{path} stands on no floor: name it or its folder in {where}, in a line above "
+                "everything that it imports"
+            )
+            continue
+        for line, text, names in imported(path, source):
+            target = file_of(names, house)
+            at = f"{path}:{line}: `{text}`"
+            if target is None:
+                faults.append(f"{at} names no file of the house")
+                continue
+            arrows[path].add(target)
+            other = home[target]
+            if other is None or other == part:
+                continue
+            high, low = floor[other], floor[part]
+            places = f"{part} is on floor {low}, {other} on floor {high}"
+            if high > low:
+                faults.append(f"{at} reaches up to {target}: {places}; move what both need down")
+            elif high == low:
+                faults.append(
+                    f"{at} reaches across to {target}: {places}, and parts of one floor do not "
+                    "know each other; move what both need down, or give one a floor of its own"
+                )
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        faults.append("a circle: " + ", which is imported by ".join(error.args[1]))
+    return faults
+
+
+def test_every_file_has_one_floor_and_imports_only_from_below():
+    faults = faults_of(read_house(), read_floors())
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.rpartition("/")[0] for path in read_house()} - {""})
+)
+def test_an_import_from_the_next_floor_is_refused_in_every_file_of(folder):
+    house, floors = read_house(), read_floors()
+    floor = {part: number for number, parts in enumerate(floors) for part in parts}
+    stands = {path: floor[part] for path in house if (part := part_of(path, floor))}
+    first = {stands[path]: path for path in sorted(stands, reverse=True)}
+    planted = dict(house)
+    expected = []
+    for path in [path for path in stands if path.rpartition("/")[0] == folder]:
+        target = first[stands[path] + 1]
+        *package, name = target.removesuffix(".py").removesuffix("/__init__").split("/")
+        root = "." * (path.count("/") + 1)
+        package, module = root + ".".join(package), root + ".".join((*package, name))
+        planted[path] += f"""
+from {package} import {name}
+def late():
+    from {package} import {name} as other
+if TYPE_CHECKING:
+    from {module} import Anything
+"""
+        line = house[path].count("\n") + 2
+        expected += [(f"{path}:{line + more}: ", f"reaches up to {target}") for more in (0, 2, 4)]
+    faults = faults_of(planted, floors)
+    assert expected
+    assert not [
+        each for each in expected if not any(f.startswith(each[0]) and each[1] in f for f in faults)
+    ]
+
+
+def test_faults_of_a_made_up_house():
+    floors = [["a"], ["b", "c"], ["c/d"], ["e"]]
+    house = {"a.py": "", "b.py": "from .a import x", "c/__init__.py": "", "c/d.py": "", "e.py": ""}
+    sound = house | {"c/d.py": "from . import y\nfrom ..b import x", "e.py": "from .c import d"}
+    assert not faults_of(sound, floors)
+
+    def only(sentence: str, changed: dict[str, str], floors: list[list[str]] = floors) -> None:
+        (fault,) = faults_of(house | changed, floors)
+        assert sentence in fault
+
+    only("b.py:2: `from .c import d` reaches up to c/d.py", {"b.py": "\nfrom .c import d"})
+    only("b is on floor 1, c/d on floor 2", {"b.py": "from .c import d"})
+    only(
+        "c/__init__.py:1: `from ..b import x` reaches across to b.py",
+        {"c/__init__.py": "from ..b import x"},
+    )
+    only("`from .missing import x` names no file", {"e.py": "from .missing import x"})
+    only("f/g.py stands on no floor", {"f/g.py": ""})
+    only("f holds no file", {}, [*floors, ["f"]])
+    only("a stands on more than one floor", {}, [*floors, ["a"]])
+    only("circle", {"c/__init__.py": "from . import h", "c/h.py": "from . import x"})
 
 
 @pytest.mark.parametrize("path", sources(NODES), ids=lambda path: str(path.relative_to(ROOT)))

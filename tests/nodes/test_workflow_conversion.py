@@ -14,6 +14,7 @@ from kandinsky_core.workflows import convert_workflow
 
 WORKFLOWS = (
     *("kandinsky5_lite_T2V", "kandinsky5_lite_I2V", "kandinsky5_lite_T2I", "kandinsky5_lite_I2I"),
+    *("small_T2V", "small_I2V", "small_T2I", "small_I2I"),
     *("video_kandinsky5_t2v", "video_kandinsky5_i2v", "image_kandinsky5_t2i"),
 )
 EXTRAS = ("nodes_video", "nodes_images", "nodes_primitive")

@@ -108,8 +108,10 @@ def test_base_folder_links_the_pack_and_moves_an_old_link(tmp_path):
     assert elsewhere.is_dir()
 
 
-def test_failing_pip_is_tried_three_times(monkeypatch):
+def test_failing_pip_is_tried_three_times(tmp_path, monkeypatch):
     calls = []
+    monkeypatch.setattr(environment, "VENV", tmp_path)
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
     monkeypatch.setattr(environment.subprocess, "call", lambda *a, **_: calls.append(a) or 1)
     monkeypatch.setattr(environment.time, "sleep", lambda _: None)
     with pytest.raises(ToolingError, match="pip install failed 3 times"):
@@ -131,3 +133,31 @@ def test_options_of_other_programs_are_passed_on(given, verb, passed_on):
 
     arguments, rest = manage._parse(given)
     assert (arguments.verb, rest) == (verb, passed_on)
+
+
+def test_what_a_host_pins_itself_is_not_pinned_by_us(tmp_path, monkeypatch):
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "main.py").write_text("")
+    (tmp_path / "requirements.txt").write_text(
+        "# einops==0\nPyYAML\nscipy==1.0\nSQLAlchemy>=2.0.0\npydantic~=2.0\npydantic_settings<3\n"
+    )
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    kept = [line.split("==")[0] for line in environment._constraints().splitlines()]
+    assert not {"scipy", "pydantic", "pydantic-settings"} & set(kept)
+    assert {"einops", "PyYAML", "SQLAlchemy", "pydantic_core", "torch"} <= set(kept)
+    monkeypatch.delenv("COMFYUI_PATH")
+    assert "pydantic==" in environment._constraints()
+
+
+def test_every_host_has_an_environment_of_its_own(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    folders.append(environment.folder())
+    for parent in ("a", "b"):
+        host = tmp_path / parent / "ComfyUI"
+        (host / "comfy").mkdir(parents=True)
+        (host / "main.py").write_text("")
+        monkeypatch.setenv("COMFYUI_PATH", str(host))
+        folders.append(environment.folder())
+    assert folders[0] == environment.VENV
+    assert len(set(folders)) == len(folders)

@@ -15,6 +15,10 @@ WORKFLOWS = {
     "kandinsky5_lite_I2V": ".webp",
     "kandinsky5_lite_T2I": ".png",
     "kandinsky5_lite_I2I": ".png",
+    "small_T2V": ".webp",
+    "small_I2V": ".webp",
+    "small_T2I": ".png",
+    "small_I2I": ".png",
     "video_kandinsky5_t2v": ".mp4",
     "video_kandinsky5_i2v": ".mp4",
     "image_kandinsky5_t2i": ".png",
@@ -42,8 +46,9 @@ def test_converted_workflow_runs_with_nano(comfy, queue_converted, name):
     assert comfy.download(file)
 
 
-def test_route_converts_as_the_command_does(comfy, foreign_workflow):
-    document = foreign_workflow("kandinsky5_lite_T2V")
+@pytest.mark.parametrize("name", ["kandinsky5_lite_T2V", "small_T2V"])
+def test_route_converts_as_the_command_does(comfy, foreign_workflow, name):
+    document = foreign_workflow(name)
     answer = comfy.post(ROUTE, {"workflow": document})
     workflow, report = convert_workflow(document)
     assert answer == {"workflow": workflow, "report": report.to_dict()}

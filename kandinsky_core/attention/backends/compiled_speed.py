@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ...files import atomic_write
+from ...files import write_text
 from ..block_map import BlockMap
 from .compiled import DTYPES, attend_compiled, build, library_path
 from .dense import attend_dense
@@ -37,8 +37,7 @@ def build_kernel(*, verbose: bool = False) -> Path:
     """
     path = build(verbose=verbose)
     if not kernel_limits():
-        with atomic_write(_measured_path()) as part:
-            part.write_text(json.dumps(_measure()), encoding="utf-8")
+        write_text(_measured_path(), json.dumps(_measure()))
         _read.cache_clear()
     return path
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...files import atomic_write
+from ...files import write_text
 from ..save import save_checkpoint
 from .names import PREFIXES
 from .read import TRIGGER_KEY, LoraPair
@@ -54,8 +54,7 @@ def save_lora(
         kept[DIFFUSERS_KEY] = json.dumps(stated)
     save_checkpoint(path, lora_tensors(pairs, style), kept)
     if style == "peft":
-        with atomic_write(config_path(path)) as part:
-            part.write_text(json.dumps(_peft_config(pairs), indent=2), encoding="utf-8")
+        write_text(config_path(path), json.dumps(_peft_config(pairs), indent=2))
 
 
 def lora_tensors(pairs: Mapping[str, LoraPair], style: SavedStyle) -> dict[str, Tensor]:

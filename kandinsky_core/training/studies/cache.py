@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...caching import Branch, Calibration, MagCache, MagRatios, load_ratios, save_ratios
 from ...caching.magcache import BRANCHES, MAX_SKIPS
+from ...files import write_text
 from ...generate import GenerateRequest, generate
 from ...nano import nano_path
 from ...pipeline import Pipeline
@@ -207,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study(pipeline, ratios, answers, args.count)
     report = make_report(answers.read(), answers.key, pipeline, ratios)
     if args.report is not None:
-        args.report.write_text(report, encoding="utf-8")
+        write_text(args.report, report)
     sys.stdout.write(report)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...files import write_text
 from ...flow import VisualCondition
 from ...generate import GenerateRequest, generate
 from ...models import to_model_space
@@ -140,7 +141,7 @@ the next, as a multiple of the rendered clip's.
 {make_table(rows)}
 """
     if args.report is not None:
-        args.report.write_text(report, encoding="utf-8")
+        write_text(args.report, report)
     sys.stdout.write(report)
 
 

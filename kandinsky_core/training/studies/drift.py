@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files import write_text
 from ...flow import normalize_first_frames
 from ...generate import Generated, GenerateRequest, generate
 from ...models import to_model_space, to_vae_space
@@ -86,7 +87,7 @@ and sets the floor.
 {drift_table(rows)}
 """
     if args.report is not None:
-        args.report.write_text(report, encoding="utf-8")
+        write_text(args.report, report)
     sys.stdout.write(report)
 
 

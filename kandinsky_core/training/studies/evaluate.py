@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ...checkpoint import identify, load_transformer, load_vae
+from ...files import write_text
 from ...generate import GenerateRequest, generate
 from ...nano import NanoPart, nano_path
 from ...pipeline import Pipeline
@@ -270,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command,
     )
     if args.report is not None:
-        args.report.write_text(report, encoding="utf-8")
+        write_text(args.report, report)
     sys.stdout.write(report + "\n")
     missed = failures(rows) if args.floors else []
     if missed:

@@ -23,6 +23,7 @@ import torch
 
 from ...attention import MapReport, Nabla
 from ...family.shapes import VideoShape
+from ...files import write_text
 from ...generate import GenerateRequest, generate
 from ...nano import nano_path
 from ...pipeline import Pipeline
@@ -203,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [variant.name for variant in VARIANTS]
     report = make_report(answers.read(), names, SETS, f"weights `{key}`, {how}")
     if args.report is not None:
-        args.report.write_text(report, encoding="utf-8")
+        write_text(args.report, report)
     sys.stdout.write(report)
 
 

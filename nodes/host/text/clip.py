@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import comfy.sd
 import torch
@@ -31,8 +31,6 @@ from .weights import read_qwen_clip
 
 Tokens = dict[str, Any]
 """Name of an encoder -> one list of (id, weight) pairs."""
-
-TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclass
