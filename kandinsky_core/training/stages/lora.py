@@ -85,7 +85,11 @@ class Change:
 
 
 class LowRank(nn.Module):
-    """An adapter beside one linear layer; starts by adding nothing."""
+    """An adapter beside one linear layer; starts by adding nothing.
+
+    peft's layer is equal in fp32, but runs in fp32 beside a network in bf16, and
+    would bring transformers and accelerate into the extra `train`, which needs neither.
+    """
 
     def __init__(self, num_inputs: int, num_outputs: int, rank: int, alpha: float) -> None:
         super().__init__()
