@@ -35,9 +35,8 @@ class MapReport:
     block_map: BlockMap
     """What was attended to."""
     density: Tensor
-    """Share of blocks that each head keeps by NABLA's rule, fp32 (B, N)."""
-    dense_heads: Tensor
-    """Boolean (B, N): heads that `Nabla.dense_above` made dense."""
+    """Share of blocks that each head keeps by NABLA's rule, fp32 (B, N); the map of one that
+    `Nabla.dense_above` made dense keeps all."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Nabla:
         dense = density > (1.0 if self.dense_above is None else self.dense_above)
         kept |= dense[:, :, None, None]
         if self.observe is not None:
-            self.observe(MapReport(layer, block_map, density, dense))
+            self.observe(MapReport(layer, block_map, density))
         return block_map
 
 

@@ -92,11 +92,6 @@ class VideoShape:
     def size(self) -> Size:
         return self.height, self.width
 
-    @property
-    def grid_thw(self) -> tuple[int, int, int]:
-        """Tokens (T, H, W) in the released models' geometry."""
-        return self.token_grid()
-
     def check(self, geometry: Geometry = RELEASED) -> VideoShape:
         """Return the shape itself if a model can make it.
 
@@ -138,16 +133,6 @@ class VideoShape:
             ValueError: The shape does not fit the geometry.
         """
         t, h, w = _divide(self.latent_grid(geometry), geometry.patch_thw)
-        return t, h, w
-
-    def tile_grid(self, geometry: Geometry) -> tuple[int, int, int]:
-        """NABLA tiles (T, H, W); the geometry must have a tile.
-
-        Raises:
-            ValueError: The shape does not fit the geometry.
-        """
-        assert geometry.tile_thw is not None, "dense attention has no tiles"
-        t, h, w = _divide(self.token_grid(geometry), geometry.tile_thw)
         return t, h, w
 
     def nearest(self, geometry: Geometry = RELEASED) -> VideoShape:

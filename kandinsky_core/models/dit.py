@@ -10,7 +10,7 @@ Letters: B batch, C channels, T H W latent grid, S visual tokens, L text tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -184,10 +184,3 @@ class CrossDiT(nn.Module):
             )
         t, h, w = (size // p for size, p in zip(x.shape[2:], self.config.patch_thw, strict=True))
         return t, h, w
-
-    def fp32_layers(self) -> Iterator[nn.Module]:
-        """Linear and norm layers that are fed fp32 whatever the dtype of the activations."""
-        for name, module in self.named_modules():
-            fp32 = ("time_embeddings", "pooled_text_embeddings", "modulation", "_norm")
-            if not list(module.children()) and any(part in name for part in fp32):
-                yield module

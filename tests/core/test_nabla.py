@@ -143,7 +143,7 @@ def test_map_is_united_with_the_window_and_reported_per_head():
     # 3 of 4 equal blocks make 0.75, and the fourth is kept where it is the window's
     assert report.density[0, 0] == 7 / 16
     assert 12 / 16 <= report.density[0, 1] < 1
-    assert not report.dense_heads.any()
+    assert torch.equal(report.block_map.density(), report.density)
     alone = observe(replace(nabla, sta_window_thw=None), q, k, (1, 1, 4))
     assert alone.density[0].tolist() == [4 / 16, 12 / 16]
 
@@ -152,7 +152,6 @@ def test_dense_above_makes_single_heads_dense_and_says_so():
     q, k = (x.expand(1, 2, 4, 4) for x in coarse([[0.85, 0.05, 0.05, 0.05]] * 4))
     q = torch.cat([q[:, :1], torch.zeros(1, 1, 4, 4)], 1)
     report = observe(Nabla(0.7, (1, 1, 1), None, dense_above=0.7), q, k, (1, 1, 4))
-    assert report.dense_heads.tolist() == [[False, True]]
     assert report.block_map.density().tolist() == [[0.25, 1.0]]
     assert report.density.tolist() == [[0.25, 0.75]]
 

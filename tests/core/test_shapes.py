@@ -30,27 +30,23 @@ sizes = st.tuples(sides, sides)
 
 
 @pytest.mark.parametrize(
-    ("shape", "latent", "tokens", "tiles"),
+    ("shape", "latent", "tokens"),
     [
-        # facts/nabla.md: 744, 1464, 1860 and 3660 blocks of 64 tokens
-        (VideoShape(121, 512, 768), (31, 64, 96), (31, 32, 48), 744),
-        (VideoShape(241, 512, 768), (61, 64, 96), (61, 32, 48), 1464),
-        (VideoShape(121, 768, 1280), (31, 96, 160), (31, 48, 80), 1860),
-        (VideoShape(241, 768, 1280), (61, 96, 160), (61, 48, 80), 3660),
+        (VideoShape(121, 512, 768), (31, 64, 96), (31, 32, 48)),
+        (VideoShape(241, 512, 768), (61, 64, 96), (61, 32, 48)),
+        (VideoShape(121, 768, 1280), (31, 96, 160), (31, 48, 80)),
+        (VideoShape(241, 768, 1280), (61, 96, 160), (61, 48, 80)),
     ],
 )
-def test_released_clips(shape, latent, tokens, tiles):
+def test_released_clips(shape, latent, tokens):
     assert shape.latent_grid() == latent
     assert shape.latent_shape(16, batch=2) == (2, 16, *latent)
-    assert shape.grid_thw == tokens
-    t, h, w = shape.tile_grid(NABLA)
-    assert t * h * w == tiles
+    assert shape.token_grid() == tokens
 
 
-def test_nano_largest_clip_has_eight_by_eight_tiles():
+def test_nano_clips_have_tokens_of_sixteen_pixels():
     geometry = Geometry.of(VARIANTS["nano"], VideoVAEConfig(), (1, 2, 2))
     assert VideoShape(25, 256, 256).token_grid(geometry) == (7, 16, 16)
-    assert VideoShape(25, 256, 256).tile_grid(geometry) == (7, 8, 8)
     assert VideoShape(17, 128, 128).token_grid(geometry) == (5, 8, 8)
 
 

@@ -119,11 +119,6 @@ def test_wrong_arrays_are_refused():
         measure(np.zeros((1, 64, 64, 3), np.float32))
 
 
-def test_explain_names_the_finding():
-    text = measure(render(SCENE)).explain()
-    assert "medium red star, right" in text and "1 object(s) on gray" in text
-
-
 def test_wilson_interval_matches_published_values():
     # Newcombe 1998, table I, method 3: 81 of 263, and 0 of 20.
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)

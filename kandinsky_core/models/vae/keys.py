@@ -56,19 +56,6 @@ class VAELayout:
     num_stages: int
     """Resolutions of the encoder, and of the decoder."""
 
-    def target_key(self, key: str) -> str | None:
-        """Our name for a name in the file, or None for a tensor of something else."""
-        if not key.startswith(self.prefix):
-            return None
-        key = key.removeprefix(self.prefix)
-        return to_diffusers_key(key, self.num_stages) if self.naming == "original" else key
-
-    def source_key(self, key: str) -> str:
-        """The file's name for one of ours."""
-        if self.naming == "original":
-            key = to_original_key(key, self.num_stages)
-        return self.prefix + key
-
 
 def detect_vae_layout(keys: Iterable[str]) -> VAELayout | None:
     """Recognise an autoencoder by the names of its weights.

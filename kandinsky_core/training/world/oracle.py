@@ -77,25 +77,6 @@ class Measurement:
     views: np.ndarray
     """(F, 3): shift x, shift y and log zoom of the camera against the first frame."""
 
-    def explain(self) -> str:
-        """A few lines for error analysis: what was found and the numbers behind it."""
-        shift_x, shift_y, log_zoom = self.views[-1]
-        lines = [
-            f"{self.count} object(s) on {self.background}, camera {self.camera} "
-            f"(shift {shift_x:+.2f} {shift_y:+.2f}, zoom {math.exp(log_zoom):.2f})"
-        ]
-        for item in self.objects:
-            track = item.track
-            lines.append(
-                f"{item.size} {item.color} {item.shape}, {item.motion}: "
-                f"from ({track.x[0]:+.2f}, {track.y[0]:+.2f}) to ({track.x[-1]:+.2f}, "
-                f"{track.y[-1]:+.2f}), range {np.ptp(track.x):.2f} x {np.ptp(track.y):.2f}, "
-                f"scale {track.scale[0]:.2f} to {track.scale[-1]:.2f}, "
-                f"turn {math.degrees(track.angle[-1]):+.0f} degrees, in {len(track.x)} frames; "
-                f"harmonics {' '.join(f'{value:.3f}' for value in item.harmonics)}, rgb {item.rgb}"
-            )
-        return "\n".join(lines)
-
 
 def measure(frames: np.ndarray) -> Measurement:
     """Measures a clip or a single image.
