@@ -80,8 +80,8 @@ class EmptyLatent(io.ComfyNode):
             display_name="Empty Latent (Kandinsky 5)",
             category=CATEGORY,
             description=(
-                "An empty video or image to sample. A size that does not fit stops here and "
-                "names the nearest that do."
+                "An empty video or image to sample. A size or length that is no multiple of what "
+                "the models need stops here and names the nearest that are."
             ),
             inputs=[
                 *size_inputs(),
