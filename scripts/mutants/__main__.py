@@ -43,6 +43,7 @@ class Trial:
         self.budget = budget
         self._log = tree.folder / "last.log"
         self._trusted: set[str] = set()
+        self._unsteady: set[str] = set()
 
     def judge(self, mutant: Mutant) -> Verdict:
         """Plant a fault and run the tests that reach it, until one fails."""
@@ -52,13 +53,16 @@ class Trial:
         planted = mutant.plant(self.tree.read(mutant.file))
         asked = 0
         for chosen in self._rounds(reaching):
-            with self.tree.planted(mutant.file, planted):
-                code, test = self._ask(chosen)
             asked += len(chosen)
-            if code == tests.PASSED or (test and not self._passes_unharmed(chosen, test)):
-                continue
-            outcome = "timeout" if code == tests.TIMED_OUT else "failed" if test else "broken"
-            return Verdict(mutant.name, outcome, test, asked, len(reaching))
+            while chosen := [name for name in chosen if name not in self._unsteady]:
+                with self.tree.planted(mutant.file, planted):
+                    code, test = self._ask(chosen)
+                if code == tests.PASSED:
+                    break
+                if test and not self._passes_unharmed(chosen, test):
+                    continue
+                outcome = "timeout" if code == tests.TIMED_OUT else "failed" if test else "broken"
+                return Verdict(mutant.name, outcome, test, asked, len(reaching))
         return Verdict(mutant.name, "survived", "", asked, len(reaching))
 
     def _reaching(self, mutant: Mutant) -> set[str]:
@@ -107,15 +111,18 @@ class Trial:
         return code, failed.read_text(encoding="utf-8") if failed.exists() else ""
 
     def _passes_unharmed(self, chosen: Sequence[str], test: str) -> bool:
-        """Whether a test that failed passes without the fault, among the same tests."""
-        if test not in self._trusted:
-            until = chosen[: chosen.index(test) + 1] if test in chosen else [test]
-            code, other = self._ask(until)
-            if code != tests.PASSED and other:
-                print(f"  does not count, for it fails without a fault: {other}", flush=True)
-                return False
+        """Whether a test that failed passes without the fault, after the same tests as then."""
+        if test in self._trusted:
+            return True
+        until = chosen[: chosen.index(test) + 1] if test in chosen else [test]
+        code, other = self._ask(until)
+        if code == tests.PASSED:
             self._trusted.add(test)
-        return True
+            return True
+        for name in {test, other} - {""}:
+            print(f"  not asked from here on, it fails without a fault: {name}", flush=True)
+            self._unsteady.add(name)
+        return False
 
 
 class _FirstFailure:

@@ -12,6 +12,7 @@ import torch
 
 from kandinsky_core.checkpoint import describe_metadata, identify, load_transformer, load_vae
 from kandinsky_core.checkpoint.families import find_known
+from kandinsky_core.checkpoint.infer import dit_config
 from kandinsky_core.errors import CheckpointError
 from kandinsky_core.family.config import DiTConfig, ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.family.settings import Release
@@ -177,6 +178,13 @@ def test_every_size_and_length_it_was_trained_at_is_told(tmp_path, name, variant
     told = identify(write_sparse(tmp_path / f"{name}.safetensors", transformer_shapes(variant)))
     for each in words:
         assert each in told.describe()
+
+
+def test_blocks_are_counted_and_none_is_none():
+    shapes = transformer_shapes("video_lite")
+    assert dit_config(shapes).num_text_blocks == 2
+    without = {n: shape for n, shape in shapes.items() if not n.startswith("text_transformer")}
+    assert dit_config(without).num_text_blocks == 0
 
 
 @pytest.mark.parametrize("order", [1, -1])

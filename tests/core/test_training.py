@@ -43,10 +43,12 @@ from kandinsky_core.training.stages.vae import (
     decorrelation_loss,
     draw_crops,
     fresh_vae,
+    to_pixels,
     vae_losses,
 )
 from kandinsky_core.training.stages.vae import sample_training_scene as sample_vae_scene
 from kandinsky_core.training.world import ObjectSpec, Scene, is_held_out, vocabulary
+from kandinsky_core.training.world.scene import PAN, ZOOM
 
 TINY = replace(
     VARIANTS["debug"], latent_channels=4, text_dim=16, pooled_dim=16, num_visual_blocks=1
@@ -283,6 +285,50 @@ def test_crops_lie_inside_the_frames():
         scene = sample_vae_scene(rng)
         frames = np.zeros((3, 128, 128, 3), np.uint8)
         assert cut_around_object(frames, scene, 3, 64, rng).shape == (3, 64, 64, 3)
+
+
+def test_bytes_become_pixels_between_minus_one_and_one():
+    clip = np.zeros((2, 4, 5, 3), np.uint8)
+    clip[1, 2, 3] = (0, 51, 255)
+    pixels = to_pixels([clip, clip])
+    assert pixels.shape == (2, 3, 2, 4, 5)
+    assert pixels[1, :, 1, 2, 3].tolist() == pytest.approx([-1, -0.6, 1])
+    assert (pixels[:, :, 0] == -1).all()
+
+
+class Middle:
+    """Draws the last of so many, and the middle of a range."""
+
+    def integers(self, count):
+        return count - 1
+
+    def uniform(self, low, high, count):
+        return np.full(count, (low + high) / 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "camera", "corner"),
+    [
+        # middle of the object, pixels: (x + 1) 64, (y + 1) 64; the corner is 32 before it
+        (ObjectSpec("star", "red", "medium", "still", x=0.25, y=-0.125), "still", (24, 48)),
+        (ObjectSpec("star", "red", "medium", "right", x=-0.25, travel=0.5), "still", (32, 48)),
+        (ObjectSpec("star", "red", "medium", "still", x=0.2, y=0.1), "zoom_in", None),
+        (ObjectSpec("star", "red", "medium", "still", x=-0.5), "pan_left", None),
+        (ObjectSpec("star", "red", "medium", "still", x=1.0, y=-1.0), "still", (0, 64)),
+    ],
+    ids=["still", "moved", "zoomed", "panned", "at the edge"],
+)
+def test_a_crop_is_around_the_object_where_the_camera_shows_it(spec, camera, corner):
+    if corner is None:  # at the last frame, by the world's own tables
+        x = (spec.x + PAN) if camera == "pan_left" else spec.x * ZOOM
+        y = spec.y * (ZOOM if camera == "zoom_in" else 1)
+        corner = (round((y + 1) * 64 - 32), round((x + 1) * 64 - 32))
+    rows, columns = np.mgrid[:128, :128].astype(np.uint8)
+    frames = np.stack([np.stack([rows, columns, np.full_like(rows, n)], -1) for n in range(9)])
+    cut = cut_around_object(frames, Scene("gray", camera, (spec,)), 3, 64, Middle())
+    assert cut.shape == (3, 64, 64, 3)
+    assert tuple(cut[0, 0, 0, :2]) == corner
+    assert cut[:, 0, 0, 2].tolist() == [6, 7, 8]
 
 
 @pytest.mark.parametrize("sample", [sample_training_scene, sample_vae_scene])

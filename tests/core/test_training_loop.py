@@ -18,7 +18,7 @@ from kandinsky_core.text import TextConditioning
 from kandinsky_core.training.data.batch import LatentBatch
 from kandinsky_core.training.distributed import SINGLE
 from kandinsky_core.training.layout import OBJECT_ENTRIES
-from kandinsky_core.training.loop import Loop, LoopSettings
+from kandinsky_core.training.loop import Loop, LoopSettings, step_generator
 from kandinsky_core.training.objectives import flow_loss, focus
 from kandinsky_core.training.optim import Schedule, make_optimizers
 
@@ -97,6 +97,17 @@ def test_two_processes_are_one_that_sees_both_halves(tmp_path):
     metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
     for row, expected in zip(metrics, alone, strict=True):
         assert row == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+def test_every_step_and_process_draws_anew_for_any_seed(seed):
+    draws = [
+        torch.rand(4, generator=step_generator(seed, step, rank))
+        for step in (0, 1)
+        for rank in (0, 1)
+    ]
+    assert len({tuple(draw.tolist()) for draw in draws}) == 4
+    assert torch.equal(draws[1], torch.rand(4, generator=step_generator(seed, 0, 1)))
 
 
 def off_by(errors):

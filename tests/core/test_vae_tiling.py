@@ -285,3 +285,14 @@ def test_streaming_takes_no_more_memory_for_a_longer_clip(peak_memory):
                 pass
         peaks.append(memory.peak)
     assert peaks[1] <= 1.05 * peaks[0]
+
+
+@pytest.mark.parametrize("gib", [0.7, 1, 2, 4, 8])
+def test_tiles_are_no_larger_than_their_number_asks(gib):
+    grid = (31, 64, 96)
+    plan = plan_tiles(VAES["hunyuan"], (1, 16, *grid), int(gib * 2**30), torch.bfloat16)
+    # k spans of `overlap + stride` cells cover overlap + k stride; past the first frame in time
+    axes = ((30, 1, 3, plan.time), (64, 8, 8, plan.height), (96, 8, 8, plan.width))
+    for (size, overlap, least, spans), largest in zip(axes, plan.largest_thw, strict=True):
+        stride = max(least, -(-(size - overlap) // len(spans)))
+        assert largest <= overlap + stride + (spans is plan.time)
