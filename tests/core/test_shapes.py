@@ -107,6 +107,10 @@ def test_error_sentences():
     assert "height 500" in str(both.value)
     assert "width 721" in str(both.value)
     assert "dense" not in str(both.value)
+    for height, width in ((500, 720), (720, 500)):  # dense attention takes one of the sides alone
+        with pytest.raises(ValueError) as one:
+            check_size(height, width, NABLA)
+        assert "dense" not in str(one.value)
     with pytest.raises(ValueError, match="width is 0"):
         VideoShape(1, 16, 0)
 

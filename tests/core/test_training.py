@@ -12,6 +12,8 @@ from torch import nn
 
 from kandinsky_core.errors import CheckpointError
 from kandinsky_core.family.config import NanoTextConfig
+from kandinsky_core.family.settings import DEFAULT_RELEASES, RELEASES
+from kandinsky_core.family.shapes import Geometry, VideoShape
 from kandinsky_core.family.variants import NANO_VIDEO_VAE, VARIANTS
 from kandinsky_core.flow import VisualCondition
 from kandinsky_core.models import CrossDiT, VideoVAE
@@ -36,8 +38,17 @@ from kandinsky_core.training.objectives import (
     sample_times,
 )
 from kandinsky_core.training.optim import Muon, Schedule, make_optimizers, orthogonalize
-from kandinsky_core.training.stages.pretrain import NanoModel, Phase, make_objective
+from kandinsky_core.training.stages.pretrain import (
+    BATCH,
+    CACHE,
+    PHASES,
+    NanoModel,
+    Phase,
+    make_objective,
+)
 from kandinsky_core.training.stages.vae import (
+    CYCLE,
+    FIRST_IMAGES,
     CropKind,
     cut_around_object,
     decorrelation_loss,
@@ -285,6 +296,26 @@ def test_crops_lie_inside_the_frames():
         scene = sample_vae_scene(rng)
         frames = np.zeros((3, 128, 128, 3), np.uint8)
         assert cut_around_object(frames, scene, 3, 64, rng).shape == (3, 64, 64, 3)
+
+
+def test_every_size_that_is_trained_is_one_that_the_family_makes():
+    nano = RELEASES[DEFAULT_RELEASES["nano"]]
+    trained = {bucket for phase in PHASES for bucket in phase.shares}
+    assert trained == set(CACHE) == set(BATCH)
+    made = {(side, frames) for side, _ in nano.all_sizes for frames in nano.frame_choices}
+    assert trained == made
+    assert PHASES[-1].until == 1 and all(phase.until <= 1 for phase in PHASES)
+    assert all(sum(phase.shares.values()) == pytest.approx(1) for phase in PHASES)
+
+
+def test_every_crop_of_the_autoencoder_has_a_shape_that_it_takes():
+    """Frames that the world renders in two sizes; crops of whole latents, not over the edge."""
+    geometry = Geometry.of(VARIANTS["nano"], NANO_VIDEO_VAE)
+    for kind in (FIRST_IMAGES, *CYCLE):
+        assert kind.size in (128, 256)
+        assert 1 <= kind.length <= kind.num_frames and kind.crop <= kind.size
+        for frames, side in ((kind.num_frames, kind.size), (kind.length, kind.crop)):
+            VideoShape(frames, side, side).check(geometry)
 
 
 def test_bytes_become_pixels_between_minus_one_and_one():
