@@ -98,6 +98,17 @@ def test_a_wide_feed_forward_layer_is_the_peak(stored, peak_memory, monkeypatch)
     assert counted == pytest.approx(peak, rel=0.03)
 
 
+def test_modulation_in_fp32_is_the_peak_of_few_tokens():
+    """Nine vectors a block, each a matrix (width, time) that is cast while it is used."""
+    config = replace(WIDE, time_dim=2048)
+    tokens, narrow = 16, 16 * 128 * 2
+    beside = tokens * 32 * 8 + 7 * 128 * 2 + 9 * 128 * 4  # rotations, text, modulation
+    counted = call_bytes(config, tokens, text_tokens=7)
+    assert counted == narrow + 9 * 128 * 2048 * 4 + beside
+    in_fp32 = call_bytes(config, tokens, text_tokens=7, dtype=torch.float32)
+    assert in_fp32 < counted / 10  # nothing is cast
+
+
 def test_two_prompts_at_once_take_twice_as_much(peak_memory):
     thw, tokens = (3, 16, 32), 384
     peak, _ = run_network(SQUARE, thw, torch.bfloat16, None, 2, peak_memory)

@@ -65,6 +65,21 @@ def test_published_rows(release, steps, cfg, classes):
     assert settings is None
 
 
+def test_rows_of_the_bundled_family():
+    """What its weights are measured with (docs/nano_report.md, docs/nano_edit_report.md)."""
+    for task, frames in (("t2v", 17), ("i2v", 17), ("t2i", 1), ("i2i", 1)):
+        settings = RELEASES[Release("nano", task, None, "pretrain")]
+        for size, rope in ((128, (1, 1, 1)), (256, (1, 2, 2))):
+            assert (settings.num_steps, settings.guidance_scale, settings.shift) == (16, 4, 3)
+            assert settings.sizes == ((size, size),)
+            assert settings.rope_scale == rope
+            assert (settings.num_frames, settings.attention) == (frames, "dense")
+            assert settings.frame_choices == (1, 17, 25)
+            assert settings.tile_thw == (1, 2, 2)
+            settings = settings.larger
+        assert settings is None
+
+
 def test_every_row_is_published_or_ours():
     listed = {Release(*row[:3], stage) for row in PUBLISHED for stage in row[3].split()}
     assert {row for row in RELEASES if row.variant not in ("nano", "debug")} == listed
