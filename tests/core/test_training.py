@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -47,13 +48,17 @@ from kandinsky_core.training.stages.pretrain import (
     make_objective,
 )
 from kandinsky_core.training.stages.vae import (
+    COVARIANCE_WEIGHT,
     CYCLE,
+    EDGE_WEIGHT,
     FIRST_IMAGES,
+    KL_WEIGHT,
     CropKind,
     cut_around_object,
     decorrelation_loss,
     draw_crops,
     fresh_vae,
+    reconstruction_loss,
     to_pixels,
     vae_losses,
 )
@@ -283,6 +288,46 @@ def test_decorrelation_is_zero_for_white_latents_and_grows_with_a_dominant_chann
     assert decorrelation_loss(one_for_all).item() == pytest.approx(3.0, rel=0.1)
     loud = white * torch.tensor([3.0, 1.0, 1.0, 1.0]).reshape(1, 4, 1, 1, 1)
     assert decorrelation_loss(loud).item() == pytest.approx((9 - 1) ** 2 / 4, rel=0.1)
+
+
+def test_reconstruction_loss_by_hand():
+    pixels = torch.zeros(1, 3, 1, 2, 2)
+    pixels += 0.5
+    error = torch.tensor([[1.0, -1.0], [0.0, 2.0]])
+    losses = reconstruction_loss(pixels + error, pixels)
+    assert losses["l1"].item() == pytest.approx((1 + 1 + 0 + 2) / 4)
+    assert losses["mse"].item() == pytest.approx((1 + 1 + 0 + 4) / 4)
+    # to the right -2 and 2, downwards -1 and 3
+    assert losses["edges"].item() == pytest.approx((2 + 2) / 2 + (1 + 3) / 2)
+    whole = losses["l1"] + losses["mse"] + EDGE_WEIGHT * losses["edges"]
+    assert losses["loss"].item() == pytest.approx(whole.item())
+
+
+def test_losses_of_a_posterior_by_hand():
+    """A network that always says mean 2, variance 1/4, and decodes to the pixels exactly."""
+
+    class Fixed:
+        def moments(self, _):
+            latents = torch.ones(1, 2, 1, 64, 64)
+            return 2 * latents, math.log(0.25) * latents
+
+        def decode(self, latents):
+            self.decoded = latents
+            return pixels
+
+    pixels = torch.rand(1, 3, 1, 8, 8)
+    network = Fixed()
+    losses = vae_losses(network, pixels, torch.Generator().manual_seed(0))
+    assert network.decoded.mean().item() == pytest.approx(2, abs=0.02)
+    assert network.decoded.std().item() == pytest.approx(0.5, abs=0.02)
+    # KL of N(2, 1/4) from N(0, 1): (4 + 1/4 - 1 - ln 1/4) / 2
+    assert losses["kl"].item() == pytest.approx((4 + 0.25 - 1 + math.log(4)) / 2)
+    # without any variance the covariance is off by the identity alone: 2 entries of 2 channels
+    assert losses["decorrelation"].item() == pytest.approx(1.0)
+    assert losses["l1"].item() == losses["edges"].item() == 0
+    assert losses["loss"].item() == pytest.approx(
+        KL_WEIGHT * losses["kl"].item() + COVARIANCE_WEIGHT
+    )
 
 
 def test_fresh_vae_has_a_narrow_posterior():
