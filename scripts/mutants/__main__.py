@@ -59,7 +59,7 @@ class Trial:
                     code, test = self._ask(chosen)
                 if code == tests.PASSED:
                     break
-                if test and not self._passes_unharmed(chosen, test):
+                if not self._passes_unharmed(chosen, test):
                     continue
                 outcome = "timeout" if code == tests.TIMED_OUT else "failed" if test else "broken"
                 return Verdict(mutant.name, outcome, test, asked, len(reaching))
@@ -111,17 +111,24 @@ class Trial:
         return code, failed.read_text(encoding="utf-8") if failed.exists() else ""
 
     def _passes_unharmed(self, chosen: Sequence[str], test: str) -> bool:
-        """Whether a test that failed passes without the fault, after the same tests as then."""
+        """Whether a test that failed passes without the fault, after the same tests as then.
+
+        Raises:
+            SystemExit: Tests cannot even be collected without a fault.
+        """
         if test in self._trusted:
             return True
-        until = chosen[: chosen.index(test) + 1] if test in chosen else [test]
+        until = chosen[: chosen.index(test) + 1] if test in chosen else chosen
         code, other = self._ask(until)
         if code == tests.PASSED:
-            self._trusted.add(test)
+            self._trusted |= {test} - {""}
             return True
-        for name in {test, other} - {""}:
+        unsteady = {test, other} - {""}
+        if not unsteady:
+            raise SystemExit(f"The tests do not run without a fault either: see {self._log}")
+        for name in unsteady:
             print(f"  not asked from here on, it fails without a fault: {name}", flush=True)
-            self._unsteady.add(name)
+        self._unsteady |= unsteady
         return False
 
 
