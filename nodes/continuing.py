@@ -7,10 +7,19 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..kandinsky_core.family import check_frames, check_size
+from ..kandinsky_core.family import check_frames, check_overlap, check_room, check_size
 from . import host
 from .convert import fill_size
 from .latents import CATEGORY, MAX_FRAMES, batch_input, empty_latent, size_inputs
+
+
+def check_length(length: int, *, first: int, last: bool = False) -> None:
+    """Refuse a length that does not fit, or of which all is given."""
+    try:
+        check_room(length, first=first, last=last)
+        check_frames(length)
+    except ValueError as error:
+        raise ValueError(f"length: {error}") from error
 
 
 class ExtendVideo(io.ComfyNode):
@@ -74,29 +83,13 @@ class ExtendVideo(io.ComfyNode):
         overlap: int,
         length: int,
     ) -> io.NodeOutput:
-        try:
-            check_frames(overlap)
-        except ValueError as error:
-            raise ValueError(f"overlap: {error}") from error
-        if overlap >= len(frames):
-            raise ValueError(
-                f"overlap: {overlap} frames are to be repeated and the clip has {len(frames)}; "
-                "choose fewer, or use Image to Video (Kandinsky 5) for a single image."
-            )
-        if overlap >= length:
-            raise ValueError(
-                f"length: {length} frames leave nothing to make after the {overlap} repeated ones; "
-                "choose a longer clip."
-            )
+        check_overlap(overlap, len(frames))
         height, width = frames.shape[1:3]
         try:
             check_size(height, width)
         except ValueError as error:
             raise ValueError(f"frames: {error} Put Fit Image (Kandinsky 5) before it.") from error
-        try:
-            check_frames(length)
-        except ValueError as error:
-            raise ValueError(f"length: {error}") from error
+        check_length(length, first=overlap)
         latent = empty_latent(width, height, length, 1)
         start, space = host.encode_clip(vae, frames[-overlap:, ..., :3])
         values = {host.FIRST_FRAME: start, host.SPACE: space}
@@ -159,11 +152,7 @@ class FirstLastFrame(io.ComfyNode):
                     f"{name}: expected 1 image or {batch_size} (one a clip), found {len(image)}; "
                     "set batch_size to their number."
                 )
-        if length < 9:
-            raise ValueError(
-                f"length: {length} frames leave nothing to make between the two images; choose 9 "
-                "or more."
-            )
+        check_length(length, first=1, last=True)
         latent = empty_latent(width, height, length, batch_size)
         start, space = host.encode_first_frame(vae, fill_size(first, height, width))
         end, _ = host.encode_last_frame(vae, fill_size(last, height, width))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .config import DiTConfig, ImageVAEConfig, VideoVAEConfig
+from .given import check_overlap, check_room
 from .presets import PRESETS, Part
 from .settings import EXAMPLE_FILES, FPS, TASKS, Attention, Release, SamplingSettings, Task
 from .shapes import (
@@ -42,6 +43,8 @@ __all__ = [
     "VideoShape",
     "VideoVAEConfig",
     "check_frames",
+    "check_overlap",
+    "check_room",
     "check_size",
     "frames_for_seconds",
     "pixel_shape",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ...kandinsky_core.checkpoint import load_vae as load_core_vae
 from ...kandinsky_core.family import ImageVAEConfig, VideoVAEConfig
 from ...kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, plan_tiles, tile_bytes
+from ...kandinsky_core.models import encode_last_frame as encode_as_last
 from .latents import NANO, SPACE, LatentSpace, space_of_vae
 from .run import Progress, check_cancelled
 
@@ -234,9 +235,6 @@ def encode_first_frame(vae: Any, image: Tensor) -> tuple[Tensor, str]:
 def encode_last_frame(vae: Any, image: Tensor) -> tuple[Tensor, str]:
     """Encode each image as the last latent frame of a clip, which stands for several frames.
 
-    A video VAE encodes all but the first frame in groups, so a group of equal frames stands for
-    the image; it is encoded behind one more of them, as the causal VAE looks back.
-
     Args:
         vae: VAE.
         image: IMAGE (B, H, W, 3).
@@ -248,9 +246,9 @@ def encode_last_frame(vae: Any, image: Tensor) -> tuple[Tensor, str]:
         ValueError: The VAE is not one for Kandinsky 5 video.
     """
     _check_video(vae)
-    frames = vae.network.config.temporal_compression + 1
-    clips = (vae.encode(frame.expand(frames, -1, -1, -1)) for frame in image)
-    return torch.cat([clip[:, :, 1:] for clip in clips]), vae.space.name
+    config = vae.network.config
+    latents = [encode_as_last(vae.encode, frame[None], config, axis=0) for frame in image]
+    return torch.cat(latents), vae.space.name
 
 
 def encode_clip(vae: Any, frames: Tensor) -> tuple[Tensor, str]:

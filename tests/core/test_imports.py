@@ -30,7 +30,7 @@ kandinsky_core/files, kandinsky_core/prompts
 kandinsky_core/family/config
 kandinsky_core/family/shapes, kandinsky_core/family/variants
 kandinsky_core/family/settings
-kandinsky_core/family/tasks
+kandinsky_core/family/tasks, kandinsky_core/family/given
 kandinsky_core/family/typed
 kandinsky_core/family/presets
 kandinsky_core/family/__init__, kandinsky_core/weights

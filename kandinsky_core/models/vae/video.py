@@ -11,6 +11,7 @@ Letters: B batch, C latent channels, F H W pixels, T h w latent grid.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,3 +58,26 @@ class VideoVAE(Autoencoder):
         p = self.config.patch_size
         x = self.decoder(self.post_quant_conv(arrange(latents)))
         return rearrange(x, "b (c p q) f h w -> b c f (h p) (w q)", p=p, q=p)
+
+
+def encode_last_frame(
+    encode: Callable[[Tensor], Tensor], frame: Tensor, config: VideoVAEConfig, *, axis: int = 2
+) -> Tensor:
+    """Encode an image as the last latent frame of a clip, which stands for several frames.
+
+    The VAE encodes all but the first frame in groups, so a group of equal frames stands for the
+    image; it is encoded behind one more of them, as the causal VAE looks back. New here: the
+    reference gives no last frame.
+
+    Args:
+        encode: Clip to latents (B, C, T, h, w); a VAE's own, or a host's around it.
+        frame: A clip of one frame, laid out as `encode` takes it.
+        config: Of the VAE.
+        axis: That of the frames.
+
+    Returns:
+        Latents (B, C, 1, h, w).
+    """
+    shape = list(frame.shape)
+    shape[axis] = config.temporal_compression + 1
+    return encode(frame.expand(shape))[:, :, 1:]
