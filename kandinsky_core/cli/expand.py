@@ -11,6 +11,8 @@ from ..errors import import_extra
 from ..family.settings import TASKS
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..family.settings import Task
     from ..text import TextEncoder
 
@@ -67,25 +69,39 @@ def add_expand_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
 def run_expand(args: argparse.Namespace) -> None:
     """Print the prompt, written out."""
     from ..text import load_qwen_clip_folder
+    from ..video import read_image
 
     task: Task = args.task or ("t2v" if args.image is None else "i2v")
     encoder = load_qwen_clip_folder(args.text_encoder, device=args.device)
-    sys.stdout.write(expand_with(args, encoder, task) + "\n")
+    image = None if args.image is None else read_image(args.image)
+    sys.stdout.write(expand_with(args, encoder, task, image) + "\n")
 
 
-def expand_with(args: argparse.Namespace, encoder: TextEncoder, task: Task) -> str:
-    """Write the prompt of a command line out under a progress bar, and say what was done."""
+def expand_with(
+    args: argparse.Namespace, encoder: TextEncoder, task: Task, image: np.ndarray | None
+) -> str:
+    """Write the prompt of a command line out under a progress bar, and say what was done.
+
+    Args:
+        args: The prompt, and how to write it out.
+        encoder: What writes.
+        task: What the prompt is for.
+        image: uint8 (H, W, 3) RGB that the text encoder looks at, if there is one.
+
+    Returns:
+        The prompt, written out.
+    """
     from ..text import expand_prompt
-    from ..video import read_image, to_pixels
+    from ..video import to_pixels
 
-    image = None if args.image is None else to_pixels(read_image(args.image)[None])[:, :, 0]
+    pixels = None if image is None else to_pixels(image)[:, :, 0]
     tqdm = import_extra("tqdm", "video").tqdm
     with tqdm(desc="writing", unit="token", total=args.max_tokens, delay=1e-3, leave=False) as bar:
         result = expand_prompt(
             encoder,
             args.prompt,
             task=task,
-            image=image,
+            image=pixels,
             language="as written" if args.keep_language else "English",
             seed=args.seed,
             max_tokens=args.max_tokens,

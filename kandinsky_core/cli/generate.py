@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .expand import expand_with
 from .magcache import make_magcaches
 from .output import check_outputs, note, sample_with_progress, suffix_of, write_result
-from .request import choose_task, load_parts, make_request, read_given_image
+from .request import choose_task, load_parts, make_request, read_given
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -36,9 +36,9 @@ def run_generate(args: argparse.Namespace) -> None:
         job.output = check_outputs(job.output, job.sheet, task)
     if args.vae_memory is not None and not args.vae_memory > 0:
         raise ValueError(f"--vae-memory is {args.vae_memory}: give GiB, more than 0")
-    caches = make_magcaches(jobs, info, task)
-    image = read_given_image(args)
-    requests = [make_request(job, task, image) for job in jobs]
+    given = read_given(args)
+    requests = [make_request(job, task, given) for job in jobs]
+    caches = make_magcaches(jobs, requests, info, task)
     pipeline = load_parts(args, info)
     for match in pipeline.loras:
         note(match.note)
@@ -46,6 +46,9 @@ def run_generate(args: argparse.Namespace) -> None:
     for job, request in zip(jobs, requests, strict=True):
         with naming(job):
             settled.append(settle(pipeline, request))
+    fps = settled[0].settings.fps
+    if given.clip is not None and given.clip.fps != fps:
+        note(f"{args.extend} has {given.clip.fps:g} frames a second, and the result plays at {fps}")
     budget = None if args.vae_memory is None else int(args.vae_memory * GIB)
     sha256 = ""
     work = zip(jobs, requests, settled, caches, strict=True)
@@ -54,7 +57,7 @@ def run_generate(args: argparse.Namespace) -> None:
             sys.stderr.write(f"[{number}/{len(jobs)}] {job.prompt}\n")
         with naming(job):
             if args.expand:
-                expanded = expand_with(job, pipeline.text_encoder, task)
+                expanded = expand_with(job, pipeline.text_encoder, task, given.start)
                 request = replace(request, prompt=expanded)
             _mention_unknown_words(pipeline, request.prompt)
             prepared = prepare(pipeline, request, fixed)
@@ -63,7 +66,7 @@ def run_generate(args: argparse.Namespace) -> None:
         metadata = result_metadata(job, request.prompt, result, task=task, sha256=sha256)
         if cache is not None:
             metadata["magcache"] = f"{cache.threshold:g}, {cache.ratios.source}"
-        write_result(result, job.output, job.sheet, metadata, budget)
+        write_result(result, request.before, job.output, job.sheet, metadata, budget)
         if cache is not None:
             sys.stderr.write(cache.summary() + "\n")
 

@@ -22,6 +22,7 @@ _OPTION_OF = {"length": "frames"}
 """Setting of a prompt -> option, where the names differ."""
 DECIDING = (
     *("prompt", "negative_prompt", "task", "image", "seed"),
+    *("extend", "overlap", "last_frame"),
     *("model", "vae", "text_encoder", "dtype", "lora", "no_lora_trigger"),
     *("height", "width", "size_class", "frames", "steps", "cfg", "shift", "rope_scale"),
     *("normalize", "unguided_last_step", "attention", "nabla_p", "attention_backend"),
@@ -141,8 +142,11 @@ def result_metadata(
     }
     if settings.attention == "nabla":
         texts["nabla_p"] = f"{settings.nabla_p:g}"
-    if args.image is not None:
-        texts["image"] = args.image.name
+    for name in ("image", "extend", "last_frame"):
+        if getattr(args, name) is not None:
+            texts[name] = getattr(args, name).name
+    if args.extend is not None:
+        texts["overlap"] = str(1 if args.overlap is None else args.overlap)
     if prompt != args.prompt:
         texts["original_prompt"] = args.prompt
     if args.lora:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import import_extra
 from .options import add_attention, add_model, add_prompt, add_sampling
 from .output import note, sample_with_progress, say
-from .request import choose_task, load_parts, make_request, read_given_image
+from .request import choose_task, load_parts, make_request, read_given
 
 if TYPE_CHECKING:
     from ..caching import MagCache, MagRatios
     from ..checkpoint import CheckpointInfo
     from ..family.settings import SamplingSettings, Task
+    from ..generate import GenerateRequest
 
 CALIBRATE = """\
 Measure how much each step of a checkpoint resembles the one before it, which MagCache needs where
@@ -60,7 +61,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} cannot hold ratios: give a .json file")
     check_writable(args.output)
     import_extra("tqdm", "video")
-    calibration, request = Calibration(), make_request(args, task, read_given_image(args))
+    calibration, request = Calibration(), make_request(args, task, read_given(args))
     pipeline = load_parts(args, info)
     prepared = prepare(pipeline, request, settle(pipeline, request))
     result = sample_with_progress(pipeline, prepared, calibration)
@@ -85,12 +86,16 @@ def run_calibrate(args: argparse.Namespace) -> None:
 
 
 def make_magcaches(
-    jobs: Sequence[argparse.Namespace], info: CheckpointInfo, task: Task
+    jobs: Sequence[argparse.Namespace],
+    requests: Iterable[GenerateRequest],
+    info: CheckpointInfo,
+    task: Task,
 ) -> list[MagCache | None]:
     """The MagCache that each job asks for, with a note where its ratios may not fit.
 
     Args:
         jobs: Options of `generate`.
+        requests: What each is to make.
         info: The model.
         task: What is made from what.
 
@@ -100,14 +105,14 @@ def make_magcaches(
     Raises:
         ValueError: There are no ratios, or a number is out of its range.
     """
-    made = [_make_magcache(job, info, task) for job in jobs]
+    made = [_make_magcache(*each, info, task) for each in zip(jobs, requests, strict=True)]
     for text in dict.fromkeys(text for _, text in made):
         note(text)
     return [cache for cache, _ in made]
 
 
 def _make_magcache(
-    args: argparse.Namespace, info: CheckpointInfo, task: Task
+    args: argparse.Namespace, request: GenerateRequest, info: CheckpointInfo, task: Task
 ) -> tuple[MagCache | None, str]:
     from ..caching import MagCache
     from ..family.typed import row_of_class
@@ -115,7 +120,8 @@ def _make_magcache(
     if args.magcache is None and args.magcache_ratios is None:
         return None, ""
     assert info.settings is not None, "identify_model finds transformers only"
-    row = row_of_class(info.settings, args.size_class, args.height, args.width)
+    height, width = request.asked_size
+    row = row_of_class(info.settings, request.size_class, height, width)
     ratios, text = _find(args.magcache_ratios, info, task, row)
     if isinstance(args.magcache, float):
         return MagCache(ratios, threshold=args.magcache), text

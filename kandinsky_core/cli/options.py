@@ -30,9 +30,32 @@ def add_prompt(command: argparse.ArgumentParser, *, or_list: bool = False) -> No
     command.add_argument(
         "--task",
         choices=TASKS,
-        help="text or image to video or image (default: the model's, by whether --image is given)",
+        help="text or image to video or image (default: the model's, by whether --image is given; "
+        "i2v with --extend)",
     )
     command.add_argument("--image", type=Path, help="image to start from (i2v) or to edit (i2i)")
+    command.add_argument(
+        "--extend",
+        type=Path,
+        metavar="CLIP",
+        help="video to go on from, of a size that the model makes; the output is it and what "
+        "follows (experimental: the weights were trained to continue one frame, not several)",
+    )
+    command.add_argument(
+        "--overlap",
+        type=int,
+        metavar="FRAMES",
+        help="last frames of that video that the new part begins with, 4k + 1, which --frames "
+        "counts too: 1 is image to video from the last frame, 5 or 9 hand on the motion (default: "
+        "1)",
+    )
+    command.add_argument(
+        "--last-frame",
+        type=Path,
+        metavar="IMAGE",
+        help="image to end in, beside --image or --extend; the same as --image makes a loop "
+        "(experimental: the weights were not trained for a given last frame)",
+    )
 
 
 def add_model(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -94,7 +117,8 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
         "--no-normalize",
         dest="normalize",
         action="store_false",
-        help="i2v: leave the first frames as sampled, without the reference's correction",
+        help="i2v: leave the first frames as sampled, without the reference's correction (with "
+        "--extend and --last-frame they always are)",
     )
     how.add_argument(
         "--unguided-last-step", action="store_true", help="no guidance at the last step"

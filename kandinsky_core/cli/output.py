@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -66,12 +67,22 @@ def sample_with_progress(
 
 def write_result(
     result: Generated,
+    before: np.ndarray | None,
     output: Path,
     sheet: Path | None,
     metadata: dict[str, str],
     memory_budget: int | None,
 ) -> None:
-    """Decode under a progress bar and write what was made, as it comes."""
+    """Decode under a progress bar and write what was made, as it comes.
+
+    Args:
+        result: What was made.
+        before: Frames to put before it, uint8 (F, H, W, 3).
+        output: .mp4 or .png.
+        sheet: .png of frames of all, or None.
+        metadata: Texts for the files.
+        memory_budget: Bytes that the VAE may take; None takes the default.
+    """
     from ..video import write_contact_sheet, write_image, write_video
 
     frames: Iterable[np.ndarray] = import_extra("tqdm", "video").tqdm(
@@ -80,6 +91,8 @@ def write_result(
         total=result.shape.num_frames,
         unit="frame",
     )
+    if before is not None:
+        frames = itertools.chain(before, frames)
     shown: list[np.ndarray] = []
     if sheet is not None:
         frames = _remembering(frames, shown)

@@ -19,6 +19,7 @@ EXAMPLES = """\
 examples:
   %(prog)s "a red circle moves to the right"
   %(prog)s "it turns" --image ball.png --output ball.mp4
+  %(prog)s "it stops" --extend ball.mp4 --overlap 5 --output longer.mp4
   %(prog)s "a fox in the snow" --model Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers --device cuda
   %(prog)s "a fox in the snow" --model kandinsky5lite_t2v_sft_5s.safetensors \\
       --vae hunyuan_video_vae.safetensors --text-encoder folder_with_text_encoders

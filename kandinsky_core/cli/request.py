@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from ..family.settings import Task
     from ..generate import GenerateRequest
     from ..pipeline import Pipeline
+    from ..video import Clip
+
+
+class Given(NamedTuple):
+    """What a command line shows the model."""
+
+    image: np.ndarray | None
+    """uint8 (H, W, 3) RGB to start from or to edit."""
+    clip: Clip | None
+    """Video to go on from."""
+    last_frame: np.ndarray | None
+    """uint8 (H, W, 3) RGB to end in."""
+
+    @property
+    def start(self) -> np.ndarray | None:
+        """The image that the result starts from, or that is edited."""
+        return self.image if self.clip is None else self.clip.frames[-1]
 
 
 def choose_task(args: argparse.Namespace, info: CheckpointInfo) -> Task:
@@ -25,27 +42,46 @@ def choose_task(args: argparse.Namespace, info: CheckpointInfo) -> Task:
     """
     from ..family.tasks import check_task, default_task
 
-    task = args.task or default_task(info.tasks, with_image=args.image is not None)
+    given = (args.image, args.extend, args.last_frame)
+    default = default_task(info.tasks, with_image=any(path is not None for path in given))
+    if args.extend is not None or args.last_frame is not None:
+        default = "i2v"
+    task = args.task or default
     check_task(task, info.tasks)
     return task
 
 
-def read_given_image(args: argparse.Namespace) -> np.ndarray | None:
-    """The image (H, W, 3), uint8, if one was given."""
-    from ..video import read_image
+def read_given(args: argparse.Namespace) -> Given:
+    """Read the images and the video that were given.
 
-    return read_image(args.image) if args.image else None
+    Raises:
+        ValueError: One cannot be read, or there is an overlap without a video.
+    """
+    from ..video import read_image, read_video
+
+    if args.overlap is not None and args.extend is None:
+        raise ValueError(
+            f"--overlap {args.overlap} is of the video to go on from: give it with --extend"
+        )
+    image, last_frame = (
+        None if path is None else read_image(path) for path in (args.image, args.last_frame)
+    )
+    return Given(image, None if args.extend is None else read_video(args.extend), last_frame)
 
 
-def make_request(args: argparse.Namespace, task: Task, image: np.ndarray | None) -> GenerateRequest:
-    """What to make."""
-    from ..generate import GenerateRequest
+def make_request(args: argparse.Namespace, task: Task, given: Given) -> GenerateRequest:
+    """What to make.
 
-    return GenerateRequest(
+    Raises:
+        ValueError: What is given does not go together.
+    """
+    from ..generate import GenerateRequest, check_given
+
+    request = GenerateRequest(
         prompt=args.prompt,
         task=task,
         negative_prompt=args.negative_prompt,
-        image=image,
+        image=given.image,
         height=args.height,
         width=args.width,
         size_class=args.size_class,
@@ -60,7 +96,12 @@ def make_request(args: argparse.Namespace, task: Task, image: np.ndarray | None)
         use_triggers=not args.no_lora_trigger,
         normalize=args.normalize,
         unguided_last_step=args.unguided_last_step,
+        clip=None if given.clip is None else given.clip.frames,
+        overlap=1 if args.overlap is None else args.overlap,
+        last_frame=given.last_frame,
     )
+    check_given(request)
+    return request
 
 
 def load_parts(args: argparse.Namespace, info: CheckpointInfo) -> Pipeline:

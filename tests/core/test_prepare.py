@@ -127,6 +127,83 @@ def test_a_condition_takes_the_place_of_the_image(pipeline: Pipeline) -> None:
     assert far(result.latents, by_hand(pipeline, noise, first=own)) < 1e-4
 
 
+@torch.no_grad()
+def encoded(pipeline: Pipeline, frames: np.ndarray) -> Tensor:
+    """Latents in model space of uint8 frames (F, H, W, 3)."""
+    pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    return to_model_space(pipeline.vae.encode(pixels), pipeline.vae.config)
+
+
+def test_a_clip_goes_on_from_its_last_frames(pipeline: Pipeline) -> None:
+    clip = picture(0, 8)
+    request = replace(
+        REQUEST, task="i2v", clip=clip, overlap=5, guidance_scale=SCALE, shift=SHIFT, num_frames=17
+    )
+    noise = drawn(5, 1, 16, 5, 8, 8)
+    expected = by_hand(pipeline, noise, first=encoded(pipeline, clip[3:]))
+    # the size is the clip's; the reference's correction, which would move the seam, stays off
+    request = replace(request, height=None, width=None, normalize=True, seed=5)
+    result = generate(pipeline, request)
+    assert far(result.latents, expected) < 1e-4
+    assert np.array_equal(request.before, clip[:3])
+    one = by_hand(pipeline, noise, first=encoded(pipeline, clip[7:]))
+    assert far(generate(pipeline, replace(request, overlap=1)).latents, one) < 1e-4
+
+
+@pytest.mark.parametrize("extends", [False, True])
+def test_a_clip_ends_in_the_last_frame(pipeline: Pipeline, extends: bool) -> None:
+    start, end = picture(0, 2), picture(1)
+    given = {"clip": start} if extends else {"image": start[1]}
+    request = replace(
+        REQUEST, task="i2v", last_frame=end, guidance_scale=SCALE, shift=SHIFT, num_frames=17
+    )
+    group = encoded(pipeline, np.stack([end] * 5))[:, :, 1:]  # the latent frame of four frames
+    first = encoded(pipeline, start[1:])
+    expected = by_hand(pipeline, drawn(5, 1, 16, 5, 8, 8), first=first, last=group)
+    result = generate(pipeline, replace(request, normalize=True, seed=5, **given))
+    assert far(result.latents, expected) < 1e-4
+
+
+def test_an_image_of_another_size_covers_the_last_frame(pipeline: Pipeline) -> None:
+    wide = np.concatenate([np.zeros((64, 32, 3), np.uint8), picture(1), picture(1)[:, :32]], axis=1)
+    middle = wide[:, 32:96]
+    request = replace(REQUEST, task="i2v", image=picture(0), num_steps=1)
+    ends = [generate(pipeline, replace(request, last_frame=end)).latents for end in (wide, middle)]
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"task": "t2v", "clip": picture(0, 9)}, "task t2v takes no clip to extend: leave it out"),
+        ({"task": "t2i", "last_frame": picture()}, "task t2i takes no last frame"),
+        ({"image": picture(), "clip": picture(0, 9)}, "an image is given beside the clip"),
+        ({"last_frame": picture()}, "a last frame is given without a first one"),
+        ({"clip": picture(0, 9), "height": 128}, "is 64x64 and 128x64 is asked for"),
+        ({"clip": picture(0, 9)[:, :, :60]}, "the clip to extend: .* nearest that fit: 48 and 64"),
+        ({"clip": picture(0, 9), "overlap": 9}, "9 frames are to be repeated and the clip has 9"),
+        ({"clip": picture(0, 9), "overlap": 3}, "overlap: .* nearest that fit: 1 and 5"),
+        ({"clip": picture(0, 19), "overlap": 9}, "9 frames leave nothing .* choose 13 or more"),
+        (
+            {"clip": picture(0, 9), "overlap": 5, "last_frame": picture()},
+            "9 frames leave nothing to make between the first 5 frames and the last",
+        ),
+    ],
+)
+def test_frames_that_cannot_be_given_are_refused_before_any_work(
+    pipeline: Pipeline, given: dict[str, object], words: str
+) -> None:
+    request = replace(REQUEST, **({"task": "i2v", "height": None, "width": None} | given))
+    with pytest.raises(ValueError, match=words):
+        generate(replace(pipeline, text_encoder=None), request)
+
+
+def test_frames_for_a_model_that_takes_none(pipeline: Pipeline) -> None:
+    request = replace(REQUEST, task="i2v", clip=picture(0, 9))
+    with pytest.raises(ValueError, match="load a file for it such as kandinsky5lite_i2v"):
+        generate(replace(pipeline, tasks=("t2v",), text_encoder=None), request)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from kandinsky_core.checkpoint import load_transformer
 from kandinsky_core.flow import make_noise, timesteps
 from kandinsky_core.flow import sample as core_sample
+from kandinsky_core.generate import GenerateRequest, generate
 from kandinsky_core.guided_model import GuidedModel
+from kandinsky_core.pipeline import load_pipeline
 from kandinsky_core.text import TextConditioning
 
 SIZE = {"width": 64, "height": 64, "batch_size": 1}
@@ -59,6 +63,33 @@ def test_clip_ends_in_the_last_frame(model, vae, between, sample, ksample):
     assert (ours[:, :, :1] - first).abs().max() < 1e-5
     assert (ours[:, :, 2:] - last).abs().max() < 1e-5
     assert (ours - ksample(model, **between)).abs().max() < 1e-4
+
+
+def test_both_are_what_the_core_makes(run, ends, model, sample):
+    clip = (clip_of(9) * 255).byte()
+    image, last = (clip_of(1, seed).mul(255).byte() for seed in (1, 2))
+    request = GenerateRequest(
+        "a red circle moves right",
+        task="i2v",
+        negative_prompt="",
+        num_steps=4,
+        guidance_scale=3.0,
+        seed=7,
+    )
+    pipeline = load_pipeline()
+    *extended, _ = run("K5_ExtendVideo", **ends, frames=clip / 255, overlap=5, length=13)
+    between = run("K5_FirstLastFrame", **ends, first=image / 255, last=last / 255, length=9, **SIZE)
+    for outputs, given in (
+        (extended, {"clip": clip.numpy(), "overlap": 5, "num_frames": 13}),
+        (
+            between,
+            {"image": image[0].numpy(), "last_frame": last[0].numpy(), "num_frames": 9}
+            | {"height": 64, "width": 64},
+        ),
+    ):
+        ours = sample(model, **dict(zip(("positive", "negative", "latent"), outputs, strict=True)))
+        theirs = generate(pipeline, replace(request, **given)).latents
+        assert (ours - theirs).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("which", "masks"), [("extended", [1, 1, 0, 0]), ("between", [1, 0, 1])])
