@@ -302,6 +302,26 @@ if TYPE_CHECKING:
     ]
 
 
+def test_the_document_shows_the_same_floors():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = text.partition("## Floors")[2].split("```")[1]
+    shown = [line.split(", ") for line in block.strip().splitlines()]
+    number = {
+        part if part.startswith("nodes") else f"kandinsky_core/{part}": floor
+        for floor, parts in enumerate(shown)
+        for part in parts
+    }
+    entries = ("kandinsky_core/__init__", "kandinsky_core/__main__", "__init__")
+    climbed, seen = 0, set()
+    for part in (part for parts in read_floors() for part in parts if part not in entries):
+        room = part_of(part, number)
+        assert room, f"docs/architecture.md does not show where {part} is"
+        assert number[room] >= climbed, f"docs/architecture.md shows {part} too low"
+        seen.add(room)
+        climbed = number[room]
+    assert seen == set(number)
+
+
 def test_faults_of_a_made_up_house():
     floors = [["a"], ["b", "c"], ["c/d"], ["e"]]
     house = {"a.py": "", "b.py": "from .a import x", "c/__init__.py": "", "c/d.py": "", "e.py": ""}
