@@ -13,6 +13,12 @@ from ..models.vae.layers import pixel_channels
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_ENCODER_BLOCK = {
+    "diffusers": re.compile(r"encoder\.down_blocks\.\d+\.resnets\.\d+\."),
+    "original": re.compile(r"encoder\.down\.\d+\.block\.\d+\."),
+}
+"""What the names in one residual block of an autoencoder's encoder begin with."""
+
 # the family splits a head's rotary channels over (t, h, w) by the head's width alone
 _AXES_DIMS = {sum(config.axes_dims): config.axes_dims for config in VARIANTS.values()}
 
@@ -94,6 +100,13 @@ def vae_mismatch(
         ("channels after the first layer", encoder[0], config.block_out_channels[0]),
         ("input channels", encoder[1], pixel_channels(config)),
         ("resolutions", layout.num_stages, len(config.block_out_channels)),
+        (
+            "residual blocks in the encoder",
+            len(
+                {match[0] for key in shapes if (match := _ENCODER_BLOCK[layout.naming].match(key))}
+            ),
+            len(config.block_out_channels) * config.layers_per_block,
+        ),
     )
     for what, found, expected in facts:
         if found != expected:
@@ -102,7 +115,11 @@ def vae_mismatch(
 
 
 def _count(shapes: Shapes, name: str) -> int:
-    """Number of blocks in the list `name`."""
-    pattern = re.compile(rf"{name}\.(\d+)\.")
-    numbers = (int(match[1]) for key in shapes if (match := pattern.match(key)))
-    return max(numbers, default=-1) + 1
+    """Number of blocks in the list `name`; the file must hold each of them."""
+    pattern = re.compile(rf"{name}\.(\d{{1,9}})\.")
+    numbers = {int(match[1]) for key in shapes if (match := pattern.match(key))}
+    last = max(numbers, default=-1)
+    if len(numbers) <= last:
+        missing = next(number for number in range(last) if number not in numbers)
+        raise ValueError(f"it has {name} {last} and none of number {missing}")
+    return len(numbers)

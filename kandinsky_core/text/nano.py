@@ -255,9 +255,13 @@ def load_nano_text_encoder(
             f"{path} is not a nano text encoder: its metadata has no {METADATA_KEY!r} entry of "
             f"kind {KIND!r}; use the file that was trained with the transformer"
         )
-    encoder = NanoTextEncoder(
-        NanoTextConfig(**description["config"]), description["vocabulary"], ops=ops, device="meta"
-    )
+    config = NanoTextConfig(**description["config"])
+    if config.num_layers > len(state):  # building them would take as long as the file pleases
+        raise CheckpointError(
+            f"{path} does not hold the weights that it describes: {config.num_layers} layers in "
+            f"{len(state)} tensors"
+        )
+    encoder = NanoTextEncoder(config, description["vocabulary"], ops=ops, device="meta")
     try:
         encoder.load_state_dict(state, assign=True)
     except RuntimeError as error:

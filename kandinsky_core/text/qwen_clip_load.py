@@ -7,6 +7,7 @@ are taken off on both sides before the names are compared.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -233,6 +234,8 @@ def _load_model(
     path = header.path
     tensors = needed_tensors(header)
     has_config = path.is_dir() and (path / "config.json").is_file()
+    if has_config:
+        _check_depth(path / "config.json", len(tensors))
     config = config_class.from_pretrained(path) if has_config else config_class(**default_config)
     sees = any(name.startswith(_VISION) for name in tensors)
     if hasattr(config, "vision_config") and not sees:
@@ -270,6 +273,26 @@ def _load_model(
     if unseen:
         model.visual = None
     return model
+
+
+def _check_depth(config: Path, num_tensors: int) -> None:
+    """Refuse a config.json that asks for more layers than a file could fill.
+
+    Before transformers reads it, which makes lists of that length.
+    """
+    try:
+        stated = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{config} is no JSON: download the folder again") from error
+    parts = [stated, *stated.values()] if isinstance(stated, dict) else []
+    for part in (each for each in parts if isinstance(each, dict)):
+        for name in ("num_hidden_layers", "depth"):
+            count = part.get(name, 0)
+            if not isinstance(count, int) or count > num_tensors:
+                raise CheckpointError(
+                    f"{config} says {name} {count!r:.20} and there are {num_tensors} tensors: "
+                    "download the folder again"
+                )
 
 
 def _check(

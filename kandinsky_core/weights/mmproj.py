@@ -159,9 +159,9 @@ def _expected_shapes(
     width: int, inner: int, out: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a whole tower of these sizes, with as many blocks as there are."""
-    depth = 0
-    while any(name.startswith(f"{VISION}blocks.{depth}.") for name in shapes):
-        depth += 1
+    start = f"{VISION}blocks."
+    there = {name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)}
+    depth = next(number for number in range(len(there) + 1) if str(number) not in there)
     merged = _MERGED * width
     block = {
         "norm1.weight": (width,),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, NamedTuple
 
 from ..errors import WorkflowError
 from .graph import BYPASSED, MUTED, Json
@@ -16,6 +17,10 @@ from .ui_format import Wire, box, check_part, position, read_wire, widget_names
 
 INPUTS, OUTPUTS = -10, -20
 MARGIN = 60  # pixels
+MOST_NODES, MOST_PARTS = 2_000, 20_000
+"""Nodes of a workflow with its subgraphs laid out, and links, groups and sockets beside them: some
+ten times what large workflows have. Each subgraph may stand in others many times, so that a small
+file could ask for any number."""
 
 Wanted = Callable[[Json], bool]
 
@@ -31,10 +36,11 @@ def expand_subgraphs(document: Json, wanted: Wanted) -> tuple[Json, list[str]]:
         The workflow, and the names of the subgraphs that were laid out.
 
     Raises:
-        WorkflowError: A definition contains itself, or is not as the format has it.
+        WorkflowError: A definition contains itself or is not as the format has it, or too many
+            nodes would be laid out.
     """
     definitions = _definitions(document)
-    useful = {each for each in definitions if _holds(each, definitions, wanted, ())}
+    useful = _useful(document, definitions, wanted)
     document = copy.deepcopy(document)
     document["links"] = [read_wire(raw) for raw in document["links"]]
     names = []
@@ -62,18 +68,55 @@ def _definitions(document: Json) -> dict[str, Json]:
     return found
 
 
-def _holds(each: str, definitions: dict[str, Json], wanted: Wanted, above: tuple[str, ...]) -> bool:
-    if each in above:
+class _Size(NamedTuple):
+    """How much a node becomes when it is laid out."""
+
+    nodes: int
+    parts: int
+    """Links, groups, and what is shown on the outside."""
+
+
+def _useful(document: Json, definitions: dict[str, Json], wanted: Wanted) -> set[str]:
+    """Ids of the definitions that hold a node of interest, at any depth; each is visited once."""
+    inside = {
+        each: {node["type"] for node in definition["nodes"]} & definitions.keys()
+        for each, definition in definitions.items()
+    }
+    try:
+        inner_first = list(TopologicalSorter(inside).static_order())
+    except CycleError as error:
+        each = error.args[1][0]
         name = definitions[each].get("name", each)
-        raise WorkflowError(f"The subgraph {name!r} contains itself; take it out of itself.")
-    inside = definitions[each]["nodes"]
-    found = [
-        _holds(node["type"], definitions, wanted, (*above, each))
-        if node["type"] in definitions
-        else wanted(node)
-        for node in inside
-    ]
-    return any(found)
+        raise WorkflowError(
+            f"The subgraph {name!r} contains itself; take it out of itself."
+        ) from error
+    sizes: dict[str, _Size] = {}
+    for each in inner_first:
+        nodes = definitions[each]["nodes"]
+        if inside[each] & sizes.keys() or any(wanted(node) for node in nodes):
+            sizes[each] = _size_of(definitions[each], sizes)
+    laid_out = _size_of(document, sizes)
+    for what, count, most in (
+        ("nodes", laid_out.nodes, MOST_NODES),
+        ("links and groups", laid_out.parts, MOST_PARTS),
+    ):
+        if count > most:
+            raise WorkflowError(
+                f"The workflow has more than {most} {what}, those inside its subgraphs counted "
+                "each time they stand in it: convert its parts one by one."
+            )
+    return set(sizes)
+
+
+def _size_of(part: Json, sizes: dict[str, _Size]) -> _Size:
+    """Size of a workflow or definition; anything above the limits is as good as any more."""
+    each = [sizes.get(node["type"], _Size(1, 0)) for node in part["nodes"]]
+    own = sum(len(part.get(name) or []) for name in ("links", "groups", "inputs", "outputs"))
+    own += sum(len(_shown(node)) for node in part["nodes"])
+    return _Size(
+        min(sum(size.nodes for size in each), MOST_NODES + 1),
+        min(sum(size.parts for size in each) + own, MOST_PARTS + 1),
+    )
 
 
 def _drop_unused(document: Json, definitions: dict[str, Json]) -> None:
@@ -95,6 +138,7 @@ class _Expansion:
     def __init__(self, document: Json, instance: Json, definition: Json) -> None:
         self._document, self._instance, self._definition = document, instance, definition
         self._inner = [read_wire(raw) for raw in definition["links"]]
+        self._last_link = max((wire.id for wire in document["links"]), default=0)
         self._feeds = self._links_from_outside()
         document["nodes"].remove(instance)
         taken = {node["id"] for node in document["nodes"]}
@@ -151,14 +195,13 @@ class _Expansion:
         return self._ids[wire.source], wire.source_slot
 
     def _connect(self, source: tuple[int, int], target: Json, slot: int, kind: str) -> None:
-        links = self._document["links"]
-        number = max((wire.id for wire in links), default=0) + 1
-        links.append(Wire(number, *source, target["id"], slot, kind))
-        target["inputs"][slot]["link"] = number
+        self._last_link += 1
+        self._document["links"].append(Wire(self._last_link, *source, target["id"], slot, kind))
+        target["inputs"][slot]["link"] = self._last_link
 
     def _set_promoted_values(self, nodes: dict[int, Json]) -> None:
         """Values that the subgraph's own widgets hold; older pages keep them inside only."""
-        shown = self._instance.get("properties", {}).get("proxyWidgets") or []
+        shown = _shown(self._instance)
         values = self._instance.get("widgets_values") or []
         if len(values) != len(shown):
             return
@@ -203,6 +246,12 @@ class _Expansion:
         for group in groups:
             _move_group(group, right, down)
         self._document["groups"] = [*(self._document.get("groups") or []), *groups]
+
+
+def _shown(node: Json) -> list[Any]:
+    """Widgets of inner nodes that a subgraph node shows, each the inner node's id and a name."""
+    properties = node.get("properties")
+    return (properties.get("proxyWidgets") or []) if isinstance(properties, dict) else []
 
 
 def _room(

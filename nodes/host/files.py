@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import uuid
@@ -12,7 +13,6 @@ from typing import Literal
 import folder_paths
 
 from ...kandinsky_core.checkpoint import facts_in_name, identify
-from ...kandinsky_core.errors import MissingExtraError
 from ...kandinsky_core.family import Part, Release
 
 Folder = Literal["diffusion_models", "text_encoders", "vae", "loras"]
@@ -98,7 +98,8 @@ def find_part(folder: Folder, part: Part) -> str:
 def _is_release(name: str, release: Release) -> bool:
     try:
         return identify(locate("diffusion_models", name, "model_name")).release == release
-    except (ValueError, MissingExtraError):
+    except Exception as error:  # people put any file there: one must not cost them the others
+        logging.warning("Kandinsky 5: %s is left out of the presets (%s).", name, error)
         return False
 
 

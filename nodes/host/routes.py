@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ...kandinsky_core.workflows import convert_workflow
@@ -24,29 +27,42 @@ def add_routes() -> None:
 
 async def _convert(request: Any) -> Any:
     """Take {"workflow"}, answer {"workflow", "report"} or {"error"} with status 400."""
-    from aiohttp import web
+    return await _answer(request, _converted)
 
-    try:
-        body = await request.json()
-        if not isinstance(body, dict) or "workflow" not in body:
-            raise ValueError('expected an object with the key "workflow".')
-        workflow, report = convert_workflow(body["workflow"])
-    except ValueError as error:
-        return web.json_response({"error": str(error)}, status=400)
-    return web.json_response({"workflow": workflow, "report": report.to_dict()})
+
+def _converted(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict) or "workflow" not in body:
+        raise ValueError('expected an object with the key "workflow".')
+    workflow, report = convert_workflow(body["workflow"])
+    return {"workflow": workflow, "report": report.to_dict()}
 
 
 async def _count(request: Any) -> Any:
     """Take the inputs of a prompt list, answer {"count"} or {"error"} with status 400."""
+    return await _answer(request, _counted)
+
+
+def _counted(body: Any) -> dict[str, int]:
+    names = ("text", "file", "split")
+    values = [body.get(name) for name in names] if isinstance(body, dict) else [None]
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"expected an object with texts under the keys {', '.join(names)}.")
+    return {"count": len(read_prompts(*values))}
+
+
+async def _answer(request: Any, work: Callable[[Any], dict[str, Any]]) -> Any:
+    """Answer a body of JSON, worked on beside the event loop, which serves everything else."""
     from aiohttp import web
 
+    text = await request.read()
+
+    def answer() -> str:
+        try:
+            return json.dumps(work(json.loads(text)))
+        except RecursionError as error:
+            raise ValueError("the JSON is nested too deeply to be a workflow.") from error
+
     try:
-        body = await request.json()
-        names = ("text", "file", "split")
-        values = [body.get(name) for name in names] if isinstance(body, dict) else [None]
-        if not all(isinstance(value, str) for value in values):
-            raise ValueError(f"expected an object with texts under the keys {', '.join(names)}.")
-        count = len(read_prompts(*values))
+        return web.json_response(text=await asyncio.to_thread(answer))
     except ValueError as error:
         return web.json_response({"error": str(error)}, status=400)
-    return web.json_response({"count": count})

@@ -151,21 +151,47 @@ def test_alpha_of_a_peft_configuration(tmp_path, network, matrices, write, place
     assert_adds(network, path, matrices, ALPHA / RANK)
 
 
-def test_patterns_and_rank_stabilized_scaling_as_in_peft(tmp_path, matrices, write):
-    first, second, *_ = matrices
+def test_single_layers_and_rank_stabilized_scaling_as_in_peft(tmp_path, matrices, write):
+    first, second, third, *_ = matrices
     matrices[first] = (torch.randn(2, 64), torch.randn(64, 2))
     config = {
         "r": RANK,
         "lora_alpha": 8,
         "rank_pattern": {"1.self_attention.to_query": 2},
-        "alpha_pattern": {r"cross_attention\.\w+": 3, "attention.out_layer": 100},
+        "alpha_pattern": {
+            f"^{second}$": 3,
+            "cross_attention.out_layer": 5,  # the first that fits counts
+            third.partition(".")[2].replace(".", r"\."): 7,
+            "attention.out_layer": 100,  # not from a dot on
+            f"^{third.partition('.')[2]}": 100,  # not the whole name
+        },
         "use_rslora": True,
     }
     (tmp_path / "lora.json").write_text(json.dumps(config))
     scales = {name: pair.scale for name, pair in read_lora(write(matrices, "peft")).pairs.items()}
     assert scales[first] == pytest.approx(8 / math.sqrt(2))
     assert scales[second] == pytest.approx(3 / math.sqrt(RANK))
-    assert scales[LAYERS[2]] == pytest.approx(8 / math.sqrt(RANK))
+    assert scales[third] == pytest.approx(7 / math.sqrt(RANK))
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", r"cross_attention\.\w+", "a|b", "", ".*"])
+def test_expressions_of_a_file_are_not_run(write, pattern):
+    """The first holds Python's `re` for ever at a name of 34 times "a"."""
+    config = {"r": 1, "lora_alpha": 1, "alpha_pattern": {pattern: 1.0}}
+    pair = torch.ones(1, 1), torch.ones(1, 1)
+    stated = {"lora_adapter_metadata": json.dumps(config)}
+    path = write({"a" * 34 + "!": pair}, "peft", metadata=stated)
+    with pytest.raises(CheckpointError, match="expected names of layers, found the expression"):
+        read_lora(path)
+
+
+def test_a_name_of_many_prefixes_or_parts_is_only_a_long_name(write):
+    pair = torch.ones(1, 1), torch.ones(1, 1)
+    config = {"r": 1, "lora_alpha": 2, "alpha_pattern": {"to_query": 4}}
+    stated = {"lora_adapter_metadata": json.dumps(config)}
+    names = ["lora_unet_" * 5000 + "x", "a." * 5000 + "to_query"]
+    scales = read_lora(write(dict.fromkeys(names, pair), "peft", metadata=stated)).pairs
+    assert [scales[name].scale for name in ("x", names[1])] == [2, 4]
 
 
 def test_configuration_of_another_lora(tmp_path, matrices, write):

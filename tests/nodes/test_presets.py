@@ -90,15 +90,19 @@ def write_header(path, variant):
         file.truncate(8 + len(text) + end)
 
 
-def test_copies_by_other_names_are_found_by_what_they_are(put, preset):
+def test_copies_by_other_names_are_found_by_what_they_are(put, preset, caplog):
     wrong = "others/t2v_5s_lite.safetensors"
     right = "others/Kandinsky-5.0-T2V-Pro-sft-5s_bf16.safetensors"
     write_header(put("diffusion_models", wrong), "video_lite")
     write_header(put("diffusion_models", right), "video_pro")
     put("diffusion_models", "damaged_t2v_sft_10s.safetensors").write_bytes(b"no weights")
+    text = b'{"__metadata__": 5, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    odd = put("diffusion_models", "kandinsky_t2v_odd.safetensors")
+    odd.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     assert preset("Pro SD 5 s")["model_name"].replace("\\", "/") == right
     assert preset("Pro SD 10 s")["model_name"] == "kandinsky5pro_t2v_sft_10s.safetensors"
     assert preset("Lite 5 s")["model_name"].replace("\\", "/") == wrong
+    assert "kandinsky_t2v_odd.safetensors is left out of the presets" in caplog.text
 
 
 def test_encoders_and_vae_are_those_you_have(put, preset):

@@ -85,7 +85,11 @@ def spellings(modules: Iterable[str]) -> dict[str, str]:
 
 def _strip_prefixes(name: str) -> tuple[Style, str]:
     """The style by the outermost prefix, and the name without any."""
-    for style, prefix in PREFIXES.items():
-        if prefix and name.startswith(prefix):
-            return style, _strip_prefixes(name.removeprefix(prefix))[1]
-    return "bare", name
+    outermost: Style | None = None
+    start = 0
+    while found := next(
+        (style for style, each in PREFIXES.items() if each and name.startswith(each, start)), None
+    ):
+        outermost = outermost or found
+        start += len(PREFIXES[found])
+    return outermost or "bare", name[start:]

@@ -18,6 +18,11 @@ from typing import Any
 from ...errors import CheckpointError
 from .names import PREFIXES
 
+_LAYER_PATTERN = re.compile(r"\^?(?P<name>\w[\w.-]*(?:\\\.[\w.-]+)*)\$?")
+"""What PEFT writes for a layer: the end of its name, after ^ all of it, dots escaped or not."""
+_MOST_PARTS = 64
+"""Parts between dots at the end of a layer's name among which one is looked up."""
+
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """What PEFT calls a folder's two files."""
 DIFFUSERS_KEY = "lora_adapter_metadata"
@@ -25,6 +30,48 @@ DIFFUSERS_KEY = "lora_adapter_metadata"
 KOHYA_ALPHA = "ss_network_alpha"
 """Metadata entry of kohya's trainers: one alpha for all layers."""
 NOT_STATED = "not stated, taken as the rank"
+
+
+class Layers:
+    """Numbers of single layers, by names as PEFT's `rank_pattern` and `alpha_pattern` have them.
+
+    Differs: PEFT runs these names as regular expressions. A file from elsewhere could hold the
+    interpreter with one for as long as it likes, so here they are names, and others are refused.
+    """
+
+    def __init__(self, stated: Mapping[str, Any]) -> None:
+        """Read an entry of a LoraConfig.
+
+        Args:
+            stated: Name, or the end of one from a dot on; after ^ the whole name -> number.
+
+        Raises:
+            ValueError: A name is an expression, or its value no number.
+        """
+        self._ends: dict[str, tuple[int, float]] = {}
+        self._whole: dict[str, tuple[int, float]] = {}
+        for place, (pattern, value) in enumerate(stated.items()):
+            match = _LAYER_PATTERN.fullmatch(pattern)
+            if match is None:
+                raise ValueError(
+                    f"expected names of layers, found the expression {pattern[:60]!r}, which is "
+                    "not run"
+                )
+            known = self._whole if pattern.startswith("^") else self._ends
+            known.setdefault(match["name"].replace("\\.", "."), (place, float(value)))
+
+    def get(self, module: str) -> float | None:
+        """The number of a layer, None where there is none; the first of several as in PEFT."""
+        found = [self._whole[module]] if module in self._whole else []
+        end = len(module)
+        for _ in range(_MOST_PARTS if self._ends else 0):
+            dot = module.rfind(".", 0, end)
+            if (name := module[dot + 1 :]) in self._ends:
+                found.append(self._ends[name])
+            if dot < 0:
+                break
+            end = dot
+        return min(found)[1] if found else None
 
 
 @dataclass(frozen=True)
@@ -37,10 +84,10 @@ class AlphaRule:
     """Rank it was stated for; None where that was not said."""
     alpha: float | None = None
     """None means the rank, so that nothing is scaled."""
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    """Regular expression of layer names -> their rank."""
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    """Regular expression of layer names -> their alpha."""
+    rank_pattern: Layers = field(default_factory=lambda: Layers({}))
+    """Layers whose rank is another."""
+    alpha_pattern: Layers = field(default_factory=lambda: Layers({}))
+    """Layers whose alpha is another."""
     rank_stabilized: bool = False
     """Divide by the root of the rank (rsLoRA)."""
 
@@ -54,10 +101,14 @@ class AlphaRule:
         Raises:
             ValueError: The rule was stated for another rank, so it belongs to another file.
         """
-        stated = _by_pattern(self.rank_pattern, module, self.rank)
+        stated = self.rank_pattern.get(module)
+        stated = self.rank if stated is None else stated
         if stated is not None and stated != rank:
-            raise ValueError(f"it says rank {stated} for {module}, where the matrices have {rank}")
-        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+            raise ValueError(
+                f"it says rank {stated:g} for {module}, where the matrices have {rank}"
+            )
+        alpha = self.alpha_pattern.get(module)
+        alpha = self.alpha if alpha is None else alpha
         if alpha is None:
             return 1.0
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
@@ -126,28 +177,18 @@ def _parse(file: Path, source: str, text: str) -> AlphaRule:
         if "lora_alpha" not in stated:
             return AlphaRule()
         patterns = [stated.get(name) or {} for name in ("rank_pattern", "alpha_pattern")]
-        for pattern in (*patterns[0], *patterns[1]):
-            re.compile(pattern)
         return AlphaRule(
             source=source,
             rank=int(stated["r"]) if "r" in stated else None,
             alpha=float(stated["lora_alpha"]),
-            rank_pattern={key: int(value) for key, value in patterns[0].items()},
-            alpha_pattern={key: float(value) for key, value in patterns[1].items()},
+            rank_pattern=Layers(patterns[0]),
+            alpha_pattern=Layers(patterns[1]),
             rank_stabilized=bool(stated.get("use_rslora")),
         )
-    except (ValueError, TypeError, AttributeError, re.error) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
             f"{file} cannot be scaled: {source} is no configuration of a LoRA ({error}); "
             "download it again, or take it away to use the LoRA unscaled."
         ) from error
-
-
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The entry of the first pattern that matches the end of a name, as PEFT chooses it."""
-    for pattern, value in patterns.items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
-            return value
-    return default

@@ -70,9 +70,9 @@ def detect_vae_layout(keys: Iterable[str]) -> VAELayout | None:
     for kind, naming, marker in _MARKERS:
         for prefix in PREFIXES:
             pattern = _pattern(prefix + marker, "stage")
-            stages = [int(match["stage"]) for key in keys if (match := pattern.fullmatch(key))]
-            if stages:
-                return VAELayout(kind, naming, prefix, max(stages) + 1)
+            num_stages = sum(pattern.fullmatch(key) is not None for key in keys)
+            if num_stages:
+                return VAELayout(kind, naming, prefix, num_stages)
     return None
 
 
@@ -118,5 +118,5 @@ def _translate(key: str, num_stages: int, names: Sequence[tuple[str, str]]) -> s
 def _pattern(text: str, *groups: str) -> re.Pattern[str]:
     pattern = re.escape(text)
     for group in groups:
-        pattern = pattern.replace(re.escape(f"{{{group}}}"), rf"(?P<{group}>\d+)")
+        pattern = pattern.replace(re.escape(f"{{{group}}}"), rf"(?P<{group}>\d{{1,9}})")
     return re.compile(pattern)

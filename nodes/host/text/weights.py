@@ -214,5 +214,11 @@ def clip_config(shapes: dict[str, Tensor]) -> dict[str, int]:
 
 
 def _count_layers(shapes: dict[str, Tensor], prefix: str) -> int:
-    start = len(prefix)
-    return 1 + max(int(name[start:].split(".")[0]) for name in shapes if name.startswith(prefix))
+    there = {name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)}
+    count = next(number for number in range(len(there) + 1) if str(number) not in there)
+    if count < len(there):
+        raise ValueError(
+            f"the text encoder's weights name {len(there)} layers and not {prefix}{count}; "
+            "download the file again."
+        )
+    return count
