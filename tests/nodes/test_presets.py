@@ -40,7 +40,7 @@ def test_values_of_a_released_checkpoint(preset):
 
 def test_every_choice_runs(host, preset):
     (choice, orientation) = host.pack["K5_Preset"].define_schema().inputs
-    tasks = host.part("nodes.host").TASKS
+    tasks = host.part("kandinsky_core.family").TASKS
     for name in choice.options:
         for each in orientation.options:
             assert preset(name, each)["task"] in tasks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -90,3 +91,33 @@ def test_host_refuses_a_node_it_lacks(foreign_workflow, to_api, classes, validat
 def test_the_pack_loads_without_a_server(host):
     # the fixture loaded it so; adding routes has nothing to add to
     assert host.part("nodes.host").add_routes() is None
+
+
+class Request:
+    def __init__(self, body):
+        self._body = body
+
+    async def read(self):
+        return self._body
+
+
+def test_routes_work_beside_the_loop_that_serves_everything_else(host):
+    routes = host.part("nodes.host.routes")
+    threads = []
+
+    def work(body):
+        threads.append(threading.get_ident())
+        return {"found": body}
+
+    async def ask(body):
+        threads.append(threading.get_ident())
+        return await routes._answer(Request(body), work)
+
+    with ThreadPoolExecutor(1) as loop:
+        answer = loop.submit(asyncio.run, ask(b"[1]")).result()
+        assert (answer.status, answer.text) == (200, '{"found": [1]}')
+        assert threads[0] != threads[1]
+        for body, words in ((b"[" * 100_000, "nested too deeply"), (b"{", "Expecting")):
+            refused = loop.submit(asyncio.run, ask(body)).result()
+            assert refused.status == 400
+            assert words in refused.text

@@ -85,11 +85,11 @@ def spellings(modules: Iterable[str]) -> dict[str, str]:
 
 def _strip_prefixes(name: str) -> tuple[Style, str]:
     """The style by the outermost prefix, and the name without any."""
-    outermost: Style | None = None
+    styles: list[Style] = []
     start = 0
     while found := next(
         (style for style, each in PREFIXES.items() if each and name.startswith(each, start)), None
     ):
-        outermost = outermost or found
+        styles.append(found)
         start += len(PREFIXES[found])
-    return outermost or "bare", name[start:]
+    return (styles[0] if styles else "bare"), name[start:]
