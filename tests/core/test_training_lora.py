@@ -21,6 +21,7 @@ from kandinsky_core.training.layout import LABELS, OBJECT_ENTRIES
 from kandinsky_core.training.loop import Loop, LoopSettings
 from kandinsky_core.training.objectives import flow_loss
 from kandinsky_core.training.optim import Schedule
+from kandinsky_core.training.stages import lora as lora_stage
 from kandinsky_core.training.stages.lora import Adapters, Change, make_objective
 from kandinsky_core.training.world import COLORS, ObjectSpec, Scene, render
 
@@ -198,3 +199,25 @@ def test_the_oracle_sees_a_change(change):
     assert change.happened(render(change(scene), 128, 5))
     assert not change.happened(render(scene, 128, 5))
     assert not change.happened(np.full((5, 128, 128, 3), 250, np.uint8))
+
+
+def test_evaluation_compares_without_with_and_untriggered(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(lora_stage, "load_pipeline", lambda _model, loras, **_: loras)
+    asked = []
+
+    def share(loras, change, count, *, triggered):
+        asked.append((loras, change, count, triggered))
+        return 0.25
+
+    monkeypatch.setattr(lora_stage, "share_changed", share)
+    arguments = ["--color", "red", "--run", str(tmp_path), "--evaluate", "40"]
+    lora_stage.main(arguments)
+    trained = [(lora_stage.lora_path(tmp_path), 1.0)]
+    change = lora_stage.Change("red", None)
+    assert asked == [
+        ([], change, 40, False),
+        (trained, change, 40, True),
+        (trained, change, 40, False),
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["25% of 40 clips"] * 3
