@@ -27,7 +27,7 @@ class Tree:
 
     def __init__(self, commit: str) -> None:
         self.commit = _git("rev-parse", "--verify", f"{commit}^{{commit}}").decode().strip()
-        self.folder = CACHE / "mutants" / self.commit[:12]
+        self.folder = CACHE.resolve() / "mutants" / self.commit[:12]
         self.root = self.folder / "tree"
 
     def make(self) -> None:
