@@ -307,3 +307,14 @@ def test_network_names_sizes_that_divide_into_tiles(network):
         network(x, *rest, nabla=Nabla(0.5, (1, 4, 4)))
     assert "\n" not in str(error.value)
     network(x, *rest, nabla=Nabla(0.5, (1, 1, 5)))
+
+
+def test_a_map_for_tokens_shows_every_further_key():
+    kept = torch.tensor([[True, False], [True, True]])[None, None]
+    block_map = BlockMap(kept, (1, 1, 2), (1, 1, 2))
+    expected = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]).bool()
+    assert torch.equal(block_map.token_mask(), expected[None, None])
+    assert torch.equal(block_map.token_mask(4), expected[None, None])
+    further = block_map.token_mask(7)
+    assert further.shape == (1, 1, 4, 7)
+    assert torch.equal(further[..., :4], expected[None, None]) and further[..., 4:].all()

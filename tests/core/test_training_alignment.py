@@ -124,6 +124,25 @@ def test_heads_start_by_looking_at_one_offset():
     assert {(0, 0, 2), (0, 0, -2), (0, 2, 0), (0, -2, 0)} <= set(offsets)
 
 
+def test_biases_of_query_and_key_differ_by_the_turn_of_an_offset():
+    """The first head looks one token to the right: pairs of that axis turn by their rate."""
+    config = VARIANTS["debug"]
+    transformer = CrossDiT(config)
+    start_as_neighbourhoods(transformer)
+    attention = transformer.visual_transformer_blocks[0].self_attention
+    query, key = (
+        torch.view_as_complex(layer.bias.detach().view(config.num_heads, -1, 2)[0].contiguous())
+        for layer in (attention.to_query, attention.to_key)
+    )
+    across = config.axes_dims[2] // 2  # pairs of the last axis
+    rates = 10_000.0 ** (-torch.arange(across) / across)
+    fast = rates > 0.09
+    assert fast.sum() > 1
+    torch.testing.assert_close(query[-across:][fast], torch.full((int(fast.sum()),), 1.5 + 0j))
+    turned = 1.5 * torch.exp(-1j * rates[fast])
+    torch.testing.assert_close(key[-across:][fast], turned.to(key.dtype))
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_as_products_equals_the_reference(masked):
     torch.manual_seed(0)
