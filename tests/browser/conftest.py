@@ -7,6 +7,7 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
+from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import sync_playwright
 
 from tooling import checks
@@ -23,7 +24,17 @@ FLAGS = [
     "--disable-sync",
 ]
 READY_MS = 180_000
+CLEAR_MS = 20_000
 RUN_SECONDS = 240
+FAILED = pytest.StashKey[bool]()
+DIALOG = ".p-dialog-mask"
+EMPTY = """async () => {
+    const { workflow, toast } = window.app.extensionManager;
+    await window.app.loadGraphData({ nodes: [], links: [], version: 0.4 });
+    for (const each of [...workflow.openWorkflows])
+        if (each !== workflow.activeWorkflow) await workflow.closeWorkflow(each);
+    toast.removeAll();
+}"""
 
 
 class Console:
@@ -53,29 +64,109 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture
-def page(chromium, comfy_server, comfy, artifacts, request):
-    """The web page with the app ready and an empty profile.
+class SharedPage:
+    """One page for the tests that only load graphs and run them: opening it takes longer than they.
 
-    `page.console.from_the_pack()` lists console errors of our files. A screenshot named after the
-    test is kept in artifacts/.
+    It is opened when it is first asked for, and anew after a test that failed on it.
     """
-    comfy.post("/settings", {"Comfy.TutorialCompleted": True})
-    context = chromium.new_context(viewport={"width": 1600, "height": 1000})
-    context.set_default_timeout(READY_MS)  # a busy machine takes its time
-    context.route("**/*", _only_this_machine)
-    page = context.new_page()
-    page.console = Console()
-    page.console.watch(page)
-    page.goto(comfy_server.url)
-    page.wait_for_function(
-        "() => window.app?.graph && window.LiteGraph && window.app.extensionManager",
-        timeout=READY_MS,
-    )
-    page.wait_for_function("() => !document.querySelector('.p-blockui-mask')", timeout=READY_MS)
+
+    def __init__(self, open_page):
+        self._open = open_page
+        self._page = None
+
+    def empty(self):
+        """The page with nothing in the graph, no message, no other tab and no error."""
+        if self._page is not None and not self._clear():
+            self.discard()
+        if self._page is None:
+            self._page = self._open()
+        return self._page
+
+    def _clear(self):
+        """Empty the page that there is; returns whether it could be done."""
+        try:
+            for _ in range(3):  # dialogs tell of a node that failed or that the page does not know
+                if self._page.locator(DIALOG).count():
+                    self._page.keyboard.press("Escape")
+                    self._page.wait_for_timeout(200)
+            self._page.evaluate(EMPTY)
+            self._page.wait_for_function(
+                "(left) => window.app.graph.nodes.length === 0 && !document.querySelector(left)",
+                arg=f"{DIALOG}, .p-toast-message, video",
+                timeout=CLEAR_MS,
+            )
+        except PlaywrightError:
+            return False
+        self._page.console.errors.clear()
+        return True
+
+    def discard(self):
+        """Close it."""
+        if self._page is not None:
+            self._page.context.close()
+            self._page = None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Remember that a test failed, for what comes after it."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture(scope="session")
+def open_page(chromium, comfy_server):
+    """Opens the web page with an empty profile and waits until the app is ready.
+
+    `page.console.from_the_pack()` lists console errors of our files.
+    """
+
+    def call():
+        comfy_server.client.post("/settings", {"Comfy.TutorialCompleted": True})
+        context = chromium.new_context(viewport={"width": 1600, "height": 1000})
+        context.set_default_timeout(READY_MS)  # a busy machine takes its time
+        context.route("**/*", _only_this_machine)
+        page = context.new_page()
+        page.console = Console()
+        page.console.watch(page)
+        page.goto(comfy_server.url)
+        page.wait_for_function(
+            "() => window.app?.graph && window.LiteGraph && window.app.extensionManager",
+            timeout=READY_MS,
+        )
+        page.wait_for_function("() => !document.querySelector('.p-blockui-mask')", timeout=READY_MS)
+        return page
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def shared_page(open_page):
+    """The page that tests share."""
+    shared = SharedPage(open_page)
+    yield shared
+    shared.discard()
+
+
+@pytest.fixture
+def page(shared_page, comfy, artifacts, request):  # noqa: ARG001  comfy looks after the server
+    """The shared page, emptied; a screenshot named after the test is kept in artifacts/."""
+    page = shared_page.empty()
     yield page
     page.screenshot(path=artifacts / f"{request.node.name}.png")
-    context.close()
+    if FAILED in request.node.stash:
+        shared_page.discard()
+
+
+@pytest.fixture
+def fresh_page(open_page, comfy, artifacts, request):  # noqa: ARG001
+    """A page of the test's own, for what it sees of the opening or leaves behind."""
+    page = open_page()
+    yield page
+    page.screenshot(path=artifacts / f"{request.node.name}.png")
+    page.context.close()
 
 
 @pytest.fixture
