@@ -41,7 +41,7 @@ class Recorder:
         block_map = report.block_map
         share = len(block_map.kept) // len(numbers)
         rows = slice(part * share, (part + 1) * share)
-        density = block_map.density()[rows]  # (B, N), with dense heads as they ran
+        density = block_map.density[rows]  # (B, N), with dense heads as they ran
         self.density[report.layer, step] = density.mean(0).cpu().numpy()
         if (report.layer, step) == self._wanted:
             kept = block_map.kept[rows].cpu()

@@ -8,7 +8,7 @@ from .backends.dense import attend_dense
 from .backends.gathered import attend_gathered, gathered_bytes
 from .block_map import BlockMap
 from .choice import BACKENDS, load_backend, missing
-from .nabla import MapReport, Nabla, map_bytes, top_p_blocks
+from .nabla import MapReport, Nabla, coarse_attention, map_bytes, top_p_blocks
 from .reference import attend_reference
 from .tiles import Tiling, sliding_window
 
@@ -25,6 +25,7 @@ __all__ = [
     "attend_gathered",
     "attend_reference",
     "build_kernel",
+    "coarse_attention",
     "gathered_bytes",
     "kernel_speeds",
     "load_backend",

@@ -89,7 +89,7 @@ def attend(
 
 def _density(block_map: BlockMap) -> float:
     """Mean share of blocks of the heads that do not keep all; 1 if there are none."""
-    densities = [share for share in block_map.density().flatten().tolist() if share < 1]
+    densities = [share for share in block_map.density.flatten().tolist() if share < 1]
     return sum(densities) / len(densities) if densities else 1.0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +15,10 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class BlockMap:
-    """A choice of blocks per head, over tokens in tile order (see `tiles.py`)."""
+    """A choice of blocks per head, over tokens in tile order (see `tiles.py`).
+
+    What is counted is counted once: `kept` must not change afterwards.
+    """
 
     kept: Tensor = field(repr=False)
     """Boolean (B, N, Q, Q): query block (row) attends to key block (column)."""
@@ -33,9 +37,24 @@ class BlockMap:
         """Tokens in one block."""
         return math.prod(self.tile_thw)
 
+    @cached_property
+    def row_counts(self) -> Tensor:
+        """Blocks that each row of blocks keeps, int64 (B, N, Q)."""
+        return self.kept.sum(-1)
+
+    @cached_property
     def density(self) -> Tensor:
         """Share of all blocks that each head keeps, fp32 (B, N)."""
-        return self.kept.sum((-2, -1)).float() / self.kept.shape[-1] ** 2
+        return self.row_counts.sum(-1).float() / self.kept.shape[-1] ** 2
+
+    @cached_property
+    def full_heads(self) -> Tensor:
+        """Heads that keep every block, boolean (B, N)."""
+        return self.row_counts.amin(-1) == self.kept.shape[-1]
+
+    def part(self, some: Tensor) -> BlockMap:
+        """Take the heads that a boolean (B, N) names, as a batch of one head each."""
+        return BlockMap(self.kept[some][:, None], self.tile_thw, self.grid_thw)
 
     def token_mask(self, num_keys: int | None = None) -> Tensor:
         """The same choice per token; keys beyond the map's, up to `num_keys`, are always seen.

@@ -37,7 +37,7 @@ def full_heads_apart(attend: Attend) -> Attend:
     ) -> Tensor:
         if block_map is None:
             return _attend_all(q, k, v, mask=mask)
-        full = block_map.kept.flatten(2).all(-1)  # (B, N)
+        full = block_map.full_heads  # (B, N)
         num_full = int(full.sum())
         if num_full == full.numel():
             return _attend_all(q, k, v, mask=mask)
@@ -50,12 +50,7 @@ def full_heads_apart(attend: Attend) -> Attend:
             if is_full:
                 part = _attend_all(*qkv, mask=keys)
             else:
-                kept = block_map.kept[some][:, None]  # (n, 1, Q, Q)
-                part = attend(
-                    *qkv,
-                    mask=keys,
-                    block_map=BlockMap(kept, block_map.tile_thw, block_map.grid_thw),
-                )
+                part = attend(*qkv, mask=keys, block_map=block_map.part(some))
             out[some] = part[:, 0]
         return out
 

@@ -12,7 +12,7 @@ Letters: B batch, N heads, S tokens, K head dim, Q blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -88,9 +88,11 @@ class Nabla:
         block_map = BlockMap(kept, tiling.tile_thw, tiling.grid_thw)
         if self.dense_above is None and self.observe is None:
             return block_map
-        density = block_map.density()
+        density = block_map.density
         dense = density > (1.0 if self.dense_above is None else self.dense_above)
-        kept |= dense[:, :, None, None]
+        if self.dense_above is not None:
+            kept = kept | dense[:, :, None, None]
+            block_map = BlockMap(kept, tiling.tile_thw, tiling.grid_thw)
         if self.observe is not None:
             self.observe(MapReport(layer, block_map, density))
         return block_map
@@ -153,6 +155,32 @@ def top_p_blocks(
     Returns:
         Boolean (B, N, Q, Q).
     """
+    heads, blocks = math.prod(q.shape[:2]), q.shape[2] // block_size
+    kept = torch.zeros(heads, blocks, blocks, dtype=torch.bool, device=q.device)
+    for some, rows, coarse in coarse_attention(q, k, block_size, work_bytes=work_bytes):
+        values, order = coarse.sort(-1)
+        covers = values.cumsum_(-1) >= 1 - cdf_threshold
+        if min_blocks:
+            covers[..., -min_blocks:] = True
+        kept[some, rows].scatter_(-1, order, covers)
+    return kept.unflatten(0, q.shape[:2])
+
+
+def coarse_attention(
+    q: Tensor, k: Tensor, block_size: int, *, work_bytes: int = WORK_BYTES
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Compute attention among means of blocks, in the dtype of q.
+
+    Args:
+        q: Queries (B, N, S, K).
+        k: Keys (B, N, S, K).
+        block_size: Tokens per block; S is a multiple.
+        work_bytes: Memory beside the inputs; the products of one head are the least.
+
+    Yields:
+        Which heads of all B*N and which of their Q rows, and these rows (heads, rows, Q), whose
+        sums are 1.
+    """
     heads = math.prod(q.shape[:2])
     blocks, head_dim = q.shape[2] // block_size, q.shape[3]
     assert q.shape == k.shape, (q.shape, k.shape)
@@ -161,20 +189,13 @@ def top_p_blocks(
     pooled_q, pooled_k = (
         x.contiguous().view(heads, blocks, block_size, head_dim).mean(-2) for x in (q, k)
     )  # (B*N, Q, K)
-    kept = torch.zeros(heads, blocks, blocks, dtype=torch.bool, device=q.device)
     heads_at_once, rows_at_once = _pieces_of_map(heads, blocks, q.element_size(), work_bytes)
     for head in range(0, heads, heads_at_once):
         some = slice(head, head + heads_at_once)
         products = pooled_q[some] @ pooled_k[some].transpose(-2, -1)  # (heads, Q, Q)
         for row in range(0, blocks, rows_at_once):
             rows = slice(row, row + rows_at_once)
-            coarse = torch.softmax(products[:, rows] / math.sqrt(head_dim), dim=-1)
-            values, order = coarse.sort(-1)
-            covers = values.cumsum_(-1) >= 1 - cdf_threshold
-            if min_blocks:
-                covers[..., -min_blocks:] = True
-            kept[some, rows].scatter_(-1, order, covers)
-    return kept.unflatten(0, q.shape[:2])
+            yield some, rows, torch.softmax(products[:, rows] / math.sqrt(head_dim), dim=-1)
 
 
 def map_bytes(heads: int, blocks: int, head_dim: int, item: int) -> int:

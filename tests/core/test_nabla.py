@@ -152,7 +152,7 @@ def test_dense_above_makes_single_heads_dense_and_says_so():
     q, k = (x.expand(1, 2, 4, 4) for x in coarse([[0.85, 0.05, 0.05, 0.05]] * 4))
     q = torch.cat([q[:, :1], torch.zeros(1, 1, 4, 4)], 1)
     report = observe(Nabla(0.7, (1, 1, 1), None, dense_above=0.7), q, k, (1, 1, 4))
-    assert report.block_map.density().tolist() == [[0.25, 1.0]]
+    assert report.block_map.density.tolist() == [[0.25, 1.0]]
     assert report.density.tolist() == [[0.25, 0.75]]
 
 
@@ -176,7 +176,7 @@ def test_density_counts_kept_blocks():
     kept = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
     kept[0, 0, 1, 2:] = True
     kept[0, 1] = True
-    assert BlockMap(kept, (1, 1, 1), (1, 2, 2)).density().tolist() == [[0.125, 1.0]]
+    assert BlockMap(kept, (1, 1, 1), (1, 2, 2)).density.tolist() == [[0.125, 1.0]]
 
 
 # --- the whole network ---------------------------------------------------------------------

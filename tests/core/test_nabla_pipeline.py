@@ -81,7 +81,7 @@ def test_settings_turn_nabla_on_for_visual_tokens_alone(pipeline):
     )
     # 5 frames are 2 latent frames; 64 pixels are 8 cells, 4 tokens, 2 tiles
     assert {m.grid_thw for m in maps} == {(2, 2, 2)}
-    assert all(m.density().mean() < 1 for m in maps)
+    assert all(m.density.mean() < 1 for m in maps)
 
     pipeline.attend.maps.clear()
     dense = run(pipeline, attention="dense")

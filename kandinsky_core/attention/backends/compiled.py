@@ -148,19 +148,19 @@ def attend_compiled(
     size, num_blocks = block_map.block_size, block_map.kept.shape[-1]
     heads = [x.contiguous().view(-1, num_blocks, size, x.shape[-1]) for x in (q, k, v)]
     kept = block_map.kept.flatten(0, 1)  # (B*N, Q, Q)
+    counts = block_map.row_counts.flatten(0, 1)  # (B*N, Q)
     at_once = max(1, LISTED_AT_ONCE // num_blocks**2)
     parts = [
-        _attend_heads(*(x[first : first + at_once] for x in (*heads, kept)))
+        _attend_heads(*(x[first : first + at_once] for x in (*heads, kept, counts)))
         for first in range(0, len(kept), at_once)
     ]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(q.shape)
 
 
-def _attend_heads(q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -> Tensor:
-    """Some heads: q, k, v (N, Q, M, K), kept (N, Q, Q) -> (N, Q, M, K)."""
+def _attend_heads(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, counts: Tensor) -> Tensor:
+    """Some heads: q, k, v (N, Q, M, K), kept (N, Q, Q), counts (N, Q) -> (N, Q, M, K)."""
     num_blocks = kept.shape[-1]
-    kept = kept.flatten(0, 1)  # (R, Q)
-    counts = kept.sum(-1)
+    kept, counts = kept.flatten(0, 1), counts.flatten()  # (R, Q), (R,)
     starts = torch.zeros(len(counts) + 1, dtype=torch.int64)
     torch.cumsum(counts, 0, out=starts[1:])
     rows, columns = kept.nonzero().unbind(-1)

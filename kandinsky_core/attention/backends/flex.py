@@ -84,12 +84,13 @@ def make_attend_flex() -> Attend:
             return attend_gathered(q, k, v, block_map=block_map)
         size, options = block_map.block_size, _kernel_options(q, block_map)
         outs = []
-        for head, kept in enumerate(block_map.kept.flatten(0, 1)):
+        maps = zip(block_map.kept.flatten(0, 1), block_map.row_counts.flatten(0, 1), strict=True)
+        for head, (kept, counts) in enumerate(maps):
             place = divmod(head, q.shape[1])
             try:
                 out = compiled(
                     *(x[place][None, None] for x in (q, k, v)),  # (1, 1, S, K)
-                    block_mask=_block_mask(kept, size, wants_grad),
+                    block_mask=_block_mask(kept, counts, size, wants_grad),
                     kernel_options=options,
                 )[0, 0]
             except torch.OutOfMemoryError:
@@ -100,7 +101,7 @@ def make_attend_flex() -> Attend:
                     f"FlexAttention does not compile here ({reason}); choose the attention backend "
                     "auto or gathered, which compute the same"
                 ) from error
-            empty = ~kept.any(-1)  # (Q,)
+            empty = counts == 0  # (Q,)
             outs.append(out.masked_fill(empty.repeat_interleave(size)[:, None], 0.0))
         return torch.stack(outs).view(q.shape)
 
@@ -114,17 +115,18 @@ def _kernel_options(q: Tensor, block_map: BlockMap) -> dict[str, int] | None:
     return {name: min(tokens, block_map.block_size) for name, tokens in CUDA_TILES.items()}
 
 
-def _block_mask(kept: Tensor, size: int, wants_grad: bool) -> Any:
-    """FlexAttention's form of a head's map (Q, Q)."""
+def _block_mask(kept: Tensor, counts: Tensor, size: int, wants_grad: bool) -> Any:
+    """FlexAttention's form of a head's map (Q, Q), whose rows keep `counts` (Q,) blocks."""
     from torch.nn.attention.flex_attention import BlockMask
 
     def looked_up(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return kept[query // size, key // size]
 
-    counts = kept.sum(-1, dtype=torch.int32)
     columns = kept.byte().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
     options: dict[str, Any] = {"BLOCK_SIZE": size, "mask_mod": looked_up}
     # the same lists by columns, for a backward pass; older ones always make them
     if "compute_q_blocks" in inspect.signature(BlockMask.from_kv_blocks).parameters:
         options["compute_q_blocks"] = wants_grad
-    return BlockMask.from_kv_blocks(counts[None, None], columns[None, None], **options)
+    return BlockMask.from_kv_blocks(
+        counts.to(torch.int32)[None, None], columns[None, None], **options
+    )

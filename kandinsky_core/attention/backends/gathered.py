@@ -65,17 +65,21 @@ def attend_gathered(
         return attend_dense(q, k, v, mask=mask, block_map=block_map)
     heads = [x.contiguous().flatten(0, 1) for x in (q, k, v)]  # (B*N, S or L, K)
     kept = block_map.kept.flatten(0, 1)  # (B*N, Q, Q)
-    return _Gathered.apply(*heads, kept, block_map.block_size).view(q.shape)
+    counts = block_map.row_counts.flatten(0, 1)  # (B*N, Q)
+    return _Gathered.apply(*heads, kept, counts, block_map.block_size).view(q.shape)
 
 
 class _Gathered(torch.autograd.Function):
-    """Attention over kept blocks of q (heads, S, K), k and v (heads, L, K), kept (heads, Q, Q)."""
+    """Attention over kept blocks of q (heads, S, K), k and v (heads, L, K), kept (heads, Q, Q).
+
+    counts (heads, Q) says how many blocks each row keeps.
+    """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, block_size: int
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, kept: Tensor, counts: Tensor, block_size: int
     ) -> Tensor:
-        ctx.save_for_backward(q, k, v, kept)
+        ctx.save_for_backward(q, k, v, kept, counts)
         ctx.block_size = block_size
         out = torch.zeros_like(q)
         length = q.shape[1]
@@ -83,7 +87,7 @@ class _Gathered(torch.autograd.Function):
         k, v = k[:, :length].contiguous(), v[:, :length].contiguous()
         q, k, v, rows = (x.view(-1, block_size, x.shape[-1]) for x in (q, k, v, out))
         kept_rows = kept.flatten(0, 1)  # (heads*Q, Q)
-        (pieces,) = _pieces(kept_rows.sum(-1)[None], _bytes_per_block(k), empty=more_k.shape[1] > 0)
+        (pieces,) = _pieces(counts.view(1, -1), _bytes_per_block(k), empty=more_k.shape[1] > 0)
         gathered = max((piece.rows.numel() * piece.count for piece in pieces), default=0)
         run_pieces(
             pieces,
@@ -96,8 +100,8 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_out: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, kept = ctx.saved_tensors
+    ) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        q, k, v, kept, counts = ctx.saved_tensors
         size, wide = ctx.block_size, torch.promote_types(q.dtype, torch.float32)
         shape, dtype = q.shape, q.dtype
         q, k, v, grad_out = (
@@ -107,7 +111,7 @@ class _Gathered(torch.autograd.Function):
         kept_rows = kept.flatten(0, 1)
         per_block = _bytes_per_block(k) + 3 * size * size * wide.itemsize
         # one head a thread: rows of one head add to the same gradients of keys
-        heads = _pieces(kept.sum(-1), per_block)
+        heads = _pieces(counts, per_block)
         heads.sort(key=lambda pieces: -sum(p.rows.numel() * p.count for p in pieces))
         run_pieces(
             heads,
@@ -115,7 +119,7 @@ class _Gathered(torch.autograd.Function):
             parallel=q.device.type == "cpu",
         )
         grad_q, grad_k, grad_v = (grad.to(dtype).view(shape) for grad in grads)
-        return grad_q, grad_k, grad_v, None, None
+        return grad_q, grad_k, grad_v, None, None, None
 
 
 def _bytes_per_block(k: Tensor) -> int:

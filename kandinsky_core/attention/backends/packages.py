@@ -118,7 +118,7 @@ def adapt_block_sparse(kernel: Any, otherwise: Attend) -> Attend:
         sizes = torch.full((kept.shape[-1],), 64, dtype=torch.int32, device=q.device)
         q, k, v = (x.contiguous() for x in (q, k, v))
         out, _ = kernel(q, k, v, kept.contiguous(), sizes)
-        empty = ~kept.any(-1)  # (B, N, Q)
+        empty = block_map.row_counts == 0  # (B, N, Q)
         return out.masked_fill(empty.repeat_interleave(64, -1)[..., None], 0.0)
 
     return attend_block_sparse

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...attention import BlockMap, Nabla, Tiling, sliding_window
+from ...attention import BlockMap, Nabla, Tiling, coarse_attention, sliding_window
 
 BINS = 1000
 """P is found to one part in as many."""
@@ -37,13 +37,13 @@ class LevelCounter(Nabla):
     ) -> BlockMap:
         """The full map of queries and keys (B, N, S, K); counts on the way."""
         block_size = math.prod(tiling.tile_thw)
-        pooled_q, pooled_k = (x.unflatten(2, (-1, block_size)).mean(-2) for x in (q, k))
-        coarse = torch.softmax(pooled_q @ pooled_k.mT / math.sqrt(q.shape[-1]), dim=-1)
-        values, order = coarse.sort(-1)
-        levels = torch.empty_like(values).scatter_(-1, order, 1 - values.cumsum(-1))
         near = sliding_window(tiling.grid_thw, self.window_thw, q.device)
-        for row, each in zip(self.counts, (levels, levels.masked_fill(near, 0)), strict=True):
-            row += torch.histc(each.clamp(0, 1), BINS, 0, 1)
+        for _, rows, coarse in coarse_attention(q, k, block_size):
+            values, order = coarse.sort(-1)
+            levels = torch.empty_like(values).scatter_(-1, order, 1 - values.cumsum(-1))
+            both = levels, levels.masked_fill(near[rows], 0)
+            for counts, each in zip(self.counts, both, strict=True):
+                counts += torch.histc(each.clamp(0, 1), BINS, 0, 1)
         return super().choose(q, k, tiling, window, layer)
 
 
