@@ -89,9 +89,8 @@ class Nabla:
         if self.dense_above is None and self.observe is None:
             return block_map
         density = block_map.density
-        dense = density > (1.0 if self.dense_above is None else self.dense_above)
         if self.dense_above is not None:
-            kept = kept | dense[:, :, None, None]
+            kept = kept | (density > self.dense_above)[:, :, None, None]
             block_map = BlockMap(kept, tiling.tile_thw, tiling.grid_thw)
         if self.observe is not None:
             self.observe(MapReport(layer, block_map, density))

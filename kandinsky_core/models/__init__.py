@@ -1,6 +1,6 @@
 """The networks: CrossDiT and the two autoencoders."""
 
-from .dit import AroundBlock, AroundBlocks, CrossDiT
+from .dit import CrossDiT
 from .dit_memory import cache_bytes, call_bytes
 from .ops import Ops, PackedOps, TorchOps
 from .vae import (
@@ -15,6 +15,7 @@ from .vae import (
     to_model_space,
     to_vae_space,
 )
+from .visual_stack import AroundBlock, AroundBlocks
 
 __all__ = [
     "AroundBlock",

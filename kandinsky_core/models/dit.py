@@ -10,9 +10,6 @@ Letters: B batch, C channels, T H W latent grid, S visual tokens, L text tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
@@ -28,13 +25,7 @@ from .layers import (
 )
 from .ops import Ops, TorchOps
 from .rope import rope_1d, rope_3d
-
-AroundBlocks = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
-"""Stands around the visual blocks: takes their input (B, S, D) and the function that runs them,
-and returns what should count as their output. See `caching/`."""
-AroundBlock = Callable[[int, Tensor, Callable[[Tensor], Tensor]], Tensor]
-"""Stands around each visual block: takes its number, its input (B, S, D) and the function that
-runs it, and returns what should count as its output."""
+from .visual_stack import AroundBlock, AroundBlocks, VisualStack
 
 
 class CrossDiT(nn.Module):
@@ -127,31 +118,20 @@ class CrossDiT(nn.Module):
         text = self.refine_text(text_tokens.to(x.dtype), time_embed, text_mask, attend)
 
         rope = rope_3d(grid_thw, self.config.axes_dims, rope_scale, x.device)
-        tiling, self_attends = None, [attend] * len(self.visual_transformer_blocks)
+        stack = VisualStack(
+            self.visual_transformer_blocks,
+            text,
+            time_embed,
+            rope,
+            text_mask,
+            attend,
+            around_blocks=around_blocks,
+            around_block=around_block,
+        )
         if nabla is not None:
-            tiling = Tiling.of(grid_thw, nabla.tile_thw, self.config.patch_thw)
-            rope = tiling.tile(rope[None])[0]
-            self_attends = nabla.layers(len(self_attends), attend, tiling, x.device)
-
-        def run_block(index: int, visual: Tensor) -> Tensor:
-            block = self.visual_transformer_blocks[index]
-            return block(visual, text, time_embed, rope, text_mask, attend, self_attends[index])
-
-        def run_blocks(visual: Tensor) -> Tensor:
-            if tiling is not None:
-                visual = tiling.tile(visual)
-            for index in range(len(self_attends)):
-                if around_block is None:
-                    visual = run_block(index, visual)
-                else:
-                    visual = around_block(index, visual, partial(run_block, index))
-            return visual if tiling is None else tiling.untile(visual)
-
+            stack.sparsify(nabla, Tiling.of(grid_thw, nabla.tile_thw, self.config.patch_thw))
         # the embedded input has no name here, so that it is freed after the first block
-        if around_blocks is None:
-            visual = run_blocks(self.visual_embeddings(x))  # (B, S, D)
-        else:
-            visual = around_blocks(self.visual_embeddings(x), run_blocks)  # (B, S, D)
+        visual = stack.run(self.visual_embeddings(x))  # (B, S, D)
         return self.out_layer(visual, time_embed, grid_thw)
 
     def refine_text(

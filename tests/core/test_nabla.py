@@ -143,7 +143,7 @@ def test_map_is_united_with_the_window_and_reported_per_head():
     # 3 of 4 equal blocks make 0.75, and the fourth is kept where it is the window's
     assert report.density[0, 0] == 7 / 16
     assert 12 / 16 <= report.density[0, 1] < 1
-    assert torch.equal(report.block_map.density(), report.density)
+    assert torch.equal(report.block_map.density, report.density)
     alone = observe(replace(nabla, sta_window_thw=None), q, k, (1, 1, 4))
     assert alone.density[0].tolist() == [4 / 16, 12 / 16]
 
