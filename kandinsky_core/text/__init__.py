@@ -28,13 +28,7 @@ from .qwen_clip_load import (
     needed_tensors,
     read_language_head,
 )
-from .templates import (
-    END_TAG,
-    IMAGE_TAGS,
-    TASK_TEMPLATES,
-    TEMPLATES,
-    Template,
-)
+from .templates import IMAGE_TAGS, TASK_TEMPLATES, TEMPLATES, Template
 from .triggers import add_triggers
 from .vision import fit_for_qwen
 from .writing import (
@@ -49,7 +43,6 @@ from .writing import (
 
 __all__ = [
     "CLIP_LENGTH",
-    "END_TAG",
     "EXPANSION_TEMPERATURE",
     "EXPANSION_TOKENS",
     "IMAGE_TAGS",

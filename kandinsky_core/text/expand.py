@@ -20,9 +20,9 @@ from torch import Tensor
 
 from .expand_guard import count_words, review
 from .protocol import Task
-from .templates import END_TAG, IMAGE_TAGS
+from .templates import END_TAG, IMAGE_TAGS, START_TAG, refuse_tags
 from .vision import fit_for_qwen
-from .writing import STOP_TAGS, CannotWriteError, TokenChooser, Writer
+from .writing import CannotWriteError, TokenChooser, Writer
 
 Language = Literal["English", "as written"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
@@ -36,7 +36,6 @@ LOOKING_TASKS: tuple[Task, ...] = ("i2v", "i2i")
 MAX_LOOK_PIXELS = 512 * 512
 """Area in which the picture is looked at: 334 tokens at most, enough to name what is in it."""
 
-_START_TAG = "<|im_start|>"
 _UNCHANGED = "the prompt was passed on unchanged."
 
 
@@ -139,17 +138,12 @@ def expansion_chat(prompt: str, instruction: str, *, with_image: bool) -> str:
     Raises:
         ValueError: if the prompt holds one of the format's own tokens.
     """
-    for tag in (_START_TAG, *STOP_TAGS, *IMAGE_TAGS):
-        if tag in prompt:
-            raise ValueError(
-                f"prompt: found {tag}, a special token of Qwen2.5-VL, which an expansion cannot "
-                "hold; remove it"
-            )
+    refuse_tags(prompt)
     picture = "".join(IMAGE_TAGS) if with_image else ""
     return (
-        f"{_START_TAG}system\n{instruction}{END_TAG}\n"
-        f"{_START_TAG}user\n{picture}{prompt}{END_TAG}\n"
-        f"{_START_TAG}assistant\n"
+        f"{START_TAG}system\n{instruction}{END_TAG}\n"
+        f"{START_TAG}user\n{picture}{prompt}{END_TAG}\n"
+        f"{START_TAG}assistant\n"
     )
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ..errors import import_extra
 from .protocol import Task, TextConditioning
-from .templates import END_TAG, IMAGE_TAGS, TASK_TEMPLATES, TEMPLATES
+from .templates import IMAGE_TAGS, TASK_TEMPLATES, TEMPLATES
 from .vision import MAX_IMAGE_PIXELS, MIN_IMAGE_PIXELS
 from .writing import CannotWriteError, TokenChooser, Written, write_with_transformers
 
@@ -99,8 +99,8 @@ class QwenClipTextEncoder(nn.Module):
             weights and on the device where they were encoded.
 
         Raises:
-            ValueError: if there are no prompts, an edit has no image, or the numbers of prompts
-                and images differ.
+            ValueError: if there are no prompts, one holds a special token of Qwen, an edit has no
+                image, or the numbers of prompts and images differ.
         """
         if self.qwen is None or self.clip is None:
             raise ValueError("the text encoder was released; load it again before encoding")
@@ -138,15 +138,11 @@ class QwenClipTextEncoder(nn.Module):
             ids (B, L) int64 and mask (B, L) bool, padded at the end to the longest.
         """
         template = TEMPLATES[TASK_TEMPLATES[task]]
-        texts = [template.fill(prompt) for prompt in prompts]
-        if image_tokens is not None:
-            start, patch, end = IMAGE_TAGS
-            texts = [
-                f"{text}{start}{patch * count}{end}{END_TAG}"
-                for text, count in zip(texts, image_tokens, strict=True)
-            ]
-        limit = None if template.max_tokens is None else template.crop + template.max_tokens
-        rows = [torch.tensor(self.qwen_tokenizer(text)["input_ids"][:limit]) for text in texts]
+        images = [()] * len(prompts) if image_tokens is None else [(n,) for n in image_tokens]
+        rows = [
+            torch.tensor(template.tokenize(self.qwen_tokenizer, prompt, image))
+            for prompt, image in zip(prompts, images, strict=True)
+        ]
         ids = nn.utils.rnn.pad_sequence(
             rows, batch_first=True, padding_value=self.qwen_tokenizer.pad_token_id
         )
@@ -222,10 +218,6 @@ class QwenClipTextEncoder(nn.Module):
             raise ValueError(
                 f"source images must have shape ({len(prompts)} or 1, 3, height, width) for "
                 f"{len(prompts)} prompts, got {tuple(images.shape)}"
-            )
-        if any(IMAGE_TAGS[1] in prompt for prompt in prompts):
-            raise ValueError(
-                f"a prompt contains {IMAGE_TAGS[1]}, which marks the place of an image; remove it"
             )
         return halve_images(images.expand(len(prompts), -1, -1, -1))
 

@@ -7,10 +7,10 @@ improved: spelling, newlines and all. Source: kandinskylab/kandinsky-5,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from .protocol import Task
 
@@ -28,9 +28,46 @@ class Template:
     max_tokens: int | None
     """Most tokens kept after the crop, closing tag included; None keeps all."""
 
-    def fill(self, prompt: str) -> str:
-        """Puts the prompt into the chat."""
-        return self.text.replace("{}", prompt, 1)
+    @property
+    def max_read(self) -> int | None:
+        """Most tokens that Qwen reads, those that are not kept included; None for no limit."""
+        return None if self.max_tokens is None else self.crop + self.max_tokens
+
+    def fill(self, prompt: str, image_tokens: Sequence[int] = ()) -> str:
+        """Put a prompt into the chat, and the places of images after it.
+
+        Args:
+            prompt: What was asked for.
+            image_tokens: For an edit, how many tokens each image takes.
+
+        Returns:
+            The chat.
+
+        Raises:
+            ValueError: The prompt holds one of the chat's own tokens.
+        """
+        refuse_tags(prompt)
+        chat = self.text.replace("{}", prompt, 1)
+        if image_tokens:
+            start, patch, end = IMAGE_TAGS
+            chat += "".join(f"{start}{patch * count}{end}" for count in image_tokens) + END_TAG
+        return chat
+
+    def tokenize(self, tokenizer: Any, prompt: str, image_tokens: Sequence[int] = ()) -> list[int]:
+        """Turn a prompt into what Qwen reads, cut at the limit as in the reference.
+
+        Args:
+            tokenizer: Qwen's, of transformers.
+            prompt: As in `fill`.
+            image_tokens: As in `fill`.
+
+        Returns:
+            Ids, the first `crop` of which are not kept once they are encoded.
+
+        Raises:
+            ValueError: The prompt holds one of the chat's own tokens.
+        """
+        return tokenizer(self.fill(prompt, image_tokens))["input_ids"][: self.max_read]
 
 
 TEMPLATES: Mapping[TemplateKind, Template] = MappingProxyType(
@@ -82,5 +119,23 @@ TASK_TEMPLATES: Mapping[Task, TemplateKind] = MappingProxyType(
 
 IMAGE_TAGS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 """What stands for an image after an edit prompt; the middle one is repeated for every patch."""
+START_TAG = "<|im_start|>"
+"""Opens each message of a chat."""
 END_TAG = "<|im_end|>"
-"""Closes an edit prompt, after the image."""
+"""Closes each message; that of an edit prompt comes after the image."""
+STOP_TAGS = (END_TAG, "<|endoftext|>")
+"""What ends an answer."""
+
+
+def refuse_tags(prompt: str) -> None:
+    """Refuse a prompt that would change the chat around it, or be taken for an image.
+
+    Raises:
+        ValueError: It holds one of Qwen's special tokens.
+    """
+    for tag in (START_TAG, *STOP_TAGS, *IMAGE_TAGS):
+        if tag in prompt:
+            raise ValueError(
+                f"prompt: found {tag}, a special token of Qwen2.5-VL, which a prompt cannot hold; "
+                "remove it"
+            )

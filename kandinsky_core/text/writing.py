@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ..errors import import_extra
 from ..seeds import check_seed
-from .templates import END_TAG
+from .templates import STOP_TAGS
 
-STOP_TAGS = (END_TAG, "<|endoftext|>")
 """Tokens with which Qwen ends an answer."""
 MAX_TEMPERATURE = 2.0
 

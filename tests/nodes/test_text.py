@@ -207,6 +207,21 @@ def test_large_encoders_give_the_same_partially_loaded(run, seeing_clip, partial
     assert all(torch.equal(*pair) for pair in zip(part, whole, strict=True))
 
 
+@pytest.mark.parametrize("task", ["t2v", "i2i"])
+@pytest.mark.parametrize("tag", ["<|image_pad|>", "<|im_end|>"])
+def test_a_prompt_cannot_hold_what_belongs_to_the_chat(host, run, large, large_clip, task, tag):
+    image = torch.zeros(1, 64, 64, 3)
+    given = {"clip": large_clip, "text": f"a {tag} fox", "task": task}
+    with pytest.raises(ValueError, match=r"^prompt: found .* cannot hold; remove it") as by_node:
+        run("K5_TextEncode", **given, image=image)
+    assert tag in str(by_node.value)
+    with pytest.raises(ValueError, match="prompt") as by_core:
+        large.tokenize([f"a {tag} fox"], task)
+    assert str(by_node.value) == str(by_core.value)
+    with pytest.raises(ValueError, match="a prompt cannot hold"):  # native nodes ask the same
+        host.native.CLIPTextEncode().encode(large_clip, f"a {tag} fox")
+
+
 def test_an_edit_without_a_vision_tower_says_so(run, large_clip):
     with pytest.raises(ValueError, match=r"qwen\.safetensors: .*without its vision tower"):
         run(

@@ -7,6 +7,7 @@ of the edit image, and the way a long prompt is cut (there, only the official wa
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -276,8 +277,14 @@ def test_edit_asks_for_an_image_that_fits(encoder):
         encoder.encode(["a"], task="i2i")
     with pytest.raises(ValueError, match=r"3 prompts, got \(2, 3, 64, 64\)"):
         encoder.encode(["a", "b", "c"], task="i2i", images=torch.zeros(2, 3, 64, 64))
-    with pytest.raises(ValueError, match="marks the place of an image"):
-        encoder.encode(["a <|image_pad|>"], task="i2i", images=torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2i"])
+@pytest.mark.parametrize("tag", ["<|image_pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"])
+def test_a_prompt_cannot_hold_what_belongs_to_the_chat(encoder, task, tag):
+    refusal = re.escape(f"prompt: found {tag}, a special token of Qwen2.5-VL, which a prompt")
+    with pytest.raises(ValueError, match=refusal):
+        encoder.encode([f"a {tag} fox"], task=task, images=torch.zeros(1, 3, 64, 64))
 
 
 # loading and placement

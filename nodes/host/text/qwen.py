@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ....kandinsky_core.text import (
     CLIP_LENGTH,
-    END_TAG,
     IMAGE_TAGS,
     NO_VISION,
     TASK_TEMPLATES,
@@ -87,11 +86,13 @@ class QwenClipTokenizer:
             return_word_ids: Whether each pair gets a third, empty, entry.
             tokenizer_options: "task" chooses the template; `TRIGGERS` go before the prompt.
             images: Source images (B, 3, H, W) in [-1, 1], which an edit prompt needs.
+
+        Raises:
+            ValueError: An edit has no image, or the prompt holds a special token of Qwen.
         """
         text = prepare_prompt(text, tokenizer_options)
         kind = TASK_TEMPLATES[(tokenizer_options or {}).get("task", "t2v")]
         template = TEMPLATES[kind]
-        chat = template.fill(text)
         pictures: list[dict[str, Any]] = []
         if kind == "edit":
             if images is None:
@@ -99,10 +100,10 @@ class QwenClipTokenizer:
                     "image: an edit prompt is encoded together with its source image, found "
                     "none; connect it, to the negative prompt too."
                 )
-            chat += "".join(IMAGE_TAGS) * len(images) + END_TAG
             pictures = [as_picture(fit_for_qwen(half[None])) for half in halve_images(images)]
-        limit = None if template.max_tokens is None else template.crop + template.max_tokens
-        ids = self._with_pictures(self.qwen(chat)["input_ids"][:limit], pictures)
+        # the host puts a picture, however large, in the place of one token
+        ids = template.tokenize(self.qwen, text, [1] * len(pictures))
+        ids = self._with_pictures(ids, pictures)
         clip_ids = self._clip(text, max_length=CLIP_LENGTH, truncation=True, padding="max_length")[
             "input_ids"
         ]
@@ -119,10 +120,10 @@ class QwenClipTokenizer:
         return self._with_pictures(self.qwen(chat)["input_ids"], pictures)
 
     def _with_pictures(self, ids: list[Any], pictures: Sequence[dict[str, Any]]) -> list[Any]:
-        """Put pictures where the last image tags are."""
+        """Put pictures where the image tags are."""
         patch_id = self.qwen.convert_tokens_to_ids(IMAGE_TAGS[1])
-        places = [i for i, token in enumerate(ids) if token == patch_id][-len(pictures) :]
-        for place, picture in zip(places if pictures else [], pictures, strict=True):
+        places = [place for place, token in enumerate(ids) if token == patch_id]
+        for place, picture in zip(places, pictures, strict=True):
             ids[place] = picture
         return ids
 
