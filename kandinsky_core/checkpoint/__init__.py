@@ -1,6 +1,6 @@
 """Weight files: what they are, loading them, saving them."""
 
-from .identify import describe_metadata, identify
+from .identification import describe_metadata, identify
 from .info import NEEDS, CheckpointInfo, facts_in_name
 from .load import (
     Checkpoint,

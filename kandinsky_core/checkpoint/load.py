@@ -21,7 +21,7 @@ from ..models import CrossDiT, ImageVAE, PackedOps, TorchOps, VideoVAE
 from ..models.vae.keys import to_diffusers_key, to_diffusers_shape
 from ..text import NanoTextEncoder, load_nano_text_encoder
 from ..weights import Component, PackedWeight, WeightFiles, packed_names
-from .identify import identify, strip_prefix
+from .identification import identify, strip_prefix
 from .info import CheckpointInfo
 
 _Network = TypeVar("_Network", bound=nn.Module)

@@ -1,6 +1,6 @@
 """What each checkpoint was made for: steps, guidance, shift, RoPE scale, attention, sizes.
 
-Nothing in the weights says these; `checkpoint/identify.py` finds which row applies. They are
+Nothing in the weights says these; `checkpoint/identification.py` finds which row applies. They are
 defaults: a caller may replace any of them (`dataclasses.replace`).
 
 Source: kandinskylab/kandinsky-5, commit 6e2a805, its ComfyUI README first, then its yaml files.

@@ -1,21 +1,20 @@
 """The networks: CrossDiT and the two autoencoders."""
 
-from .dit import CrossDiT
+from .dit import AroundBlock, AroundBlocks, CrossDiT
 from .dit_memory import cache_bytes, call_bytes
 from .ops import Ops, PackedOps, TorchOps
 from .vae import (
     ImageVAE,
-    TilePlan,
+    Tiles,
     VideoVAE,
     encode_last_frame,
-    plan_bytes,
-    plan_tiles,
+    fit_tiles,
     tensor_bytes,
     tile_bytes,
+    tiled_bytes,
     to_model_space,
     to_vae_space,
 )
-from .visual_stack import AroundBlock, AroundBlocks
 
 __all__ = [
     "AroundBlock",
@@ -24,16 +23,16 @@ __all__ = [
     "ImageVAE",
     "Ops",
     "PackedOps",
-    "TilePlan",
+    "Tiles",
     "TorchOps",
     "VideoVAE",
     "cache_bytes",
     "call_bytes",
     "encode_last_frame",
-    "plan_bytes",
-    "plan_tiles",
+    "fit_tiles",
     "tensor_bytes",
     "tile_bytes",
+    "tiled_bytes",
     "to_model_space",
     "to_vae_space",
 ]

@@ -22,12 +22,12 @@ from ..family.settings import Task
 from ..family.shapes import Geometry, pixel_shape
 from ..models import (
     ImageVAE,
-    TilePlan,
+    Tiles,
     VideoVAE,
     cache_bytes,
     call_bytes,
-    plan_bytes,
-    plan_tiles,
+    fit_tiles,
+    tiled_bytes,
 )
 from .costs import count_block_parameters, count_parameters, step_cost
 from .text import TextSize
@@ -133,7 +133,7 @@ class Stage:
     """Whether the job cannot do without; it can run both prompts one after the other."""
     direction: Direction | None = None
     """Of the autoencoder."""
-    tiling: TilePlan | None = None
+    tiling: Tiles | None = None
     """The autoencoder's tiles."""
 
     @property
@@ -225,13 +225,13 @@ def _autoencoder(job: Job, direction: Direction, free: int | None = None) -> Sta
     time, height, width = job.latent_thw
     shape = (1, job.vae.latent_channels, time if direction == "decode" else 1, height, width)
     given = FP32 * job.batch * math.prod(shape) if direction == "decode" else 0
-    tiling = TilePlan.smallest(shape[2:])
+    tiling = Tiles.smallest(shape[2:])
     if free is not None:
-        tiling = plan_tiles(
+        tiling = fit_tiles(
             job.vae, shape, free - given, job.vae_dtype, direction=direction, must_fit=False
         )
     tensors, allowed = (
-        plan_bytes(job.vae, tiling, 1, job.vae_dtype, direction=direction, with_library=both)
+        tiled_bytes(job.vae, tiling, 1, job.vae_dtype, direction=direction, with_library=both)
         for both in (False, True)
     )
     weights = _vae_parameters(job.vae) * job.vae_dtype.itemsize

@@ -49,7 +49,7 @@ class Chain:
     """Ids of what feeds the sampler, up to other samplers and decoders; nearest first."""
 
 
-class Plan:
+class Scope:
     """Chains of a workflow and the nodes to convert."""
 
     def __init__(self, graph: Graph) -> None:

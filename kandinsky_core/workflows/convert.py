@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import WorkflowError
 from ..files import check_writable, write_text
-from .chains import Plan, is_kandinsky_raw
+from .chains import Scope, is_kandinsky_raw
 from .formats import load_json, read_workflow, write_workflow
 from .graph import Graph, Json, Link, Node
 from .nano import put_nano
@@ -73,8 +73,8 @@ def convert_workflow(document: Any, *, nano: bool = False) -> Conversion:
         WorkflowError: It is no workflow, does not fit together, or holds nothing to convert.
     """
     graph, laid_out = read_workflow(document, is_kandinsky_raw)
-    plan = Plan(graph)
-    if not plan.has_kandinsky():
+    scope = Scope(graph)
+    if not scope.has_kandinsky():
         ours = any(node.type.startswith(PREFIX) for node in graph.nodes.values())
         raise WorkflowError(
             "The workflow has this pack's Kandinsky 5 nodes already: there is nothing to convert."
@@ -83,7 +83,7 @@ def convert_workflow(document: Any, *, nano: bool = False) -> Conversion:
             "ComfyUI's own with a Kandinsky 5 file; open one that has."
         )
     report = Report([f"Subgraph {name} was laid out in the open." for name in laid_out])
-    result = _Builder(plan, report).build()
+    result = _Builder(scope, report).build()
     if nano:
         report.mapped += put_nano(result)
     report.kept += _kept_beside_nodes(result)
@@ -114,12 +114,12 @@ def convert_file(source: Path, target: Path, *, nano: bool = False) -> Report:
 class _Builder:
     """The new workflow from the replacements that the rules give."""
 
-    def __init__(self, plan: Plan, report: Report) -> None:
-        self._graph, self._report = plan.graph, report
+    def __init__(self, scope: Scope, report: Report) -> None:
+        self._graph, self._report = scope.graph, report
         self._replacements: dict[str, Replacement] = {}
-        for node in plan.graph.nodes.values():
-            rule = RULES.get(node.type) if node.id in plan.members else None
-            if rule and (replacement := rule(node, plan)):
+        for node in scope.graph.nodes.values():
+            rule = RULES.get(node.type) if node.id in scope.members else None
+            if rule and (replacement := rule(node, scope)):
                 self._replacements[node.id] = replacement
         self._outputs = {
             Link(node_id, slot): value

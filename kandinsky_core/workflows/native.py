@@ -6,13 +6,13 @@ the first frame is a node after it.
 
 from __future__ import annotations
 
-from .chains import Plan
+from .chains import Scope
 from .graph import BYPASSED, Node
 from .replacement import LOST, Replacement, Rule, loaded_model, make_decode, make_one
 from .tables import CONTROL, SAMPLERS
 
 
-def _unet(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
+def _unet(node: Node, scope: Scope) -> Replacement:  # noqa: ARG001
     dtype = node.inputs.get("weight_dtype", "default")
     fast = dtype == "fp8_e4m3fn_fast"
     made = make_one(
@@ -25,7 +25,7 @@ def _unet(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
     return made
 
 
-def _dual_clip(node: Node, plan: Plan) -> Replacement:
+def _dual_clip(node: Node, scope: Scope) -> Replacement:
     get = node.inputs.get
     names = [get("clip_name1"), get("clip_name2")]
     if "clip_l" in str(names[0]).lower():  # the native loader takes them in any order
@@ -34,21 +34,21 @@ def _dual_clip(node: Node, plan: Plan) -> Replacement:
         "K5_LoadTextEncoders",
         qwen_name=names[0],
         clip_name=names[1],
-        task=plan.task(node.id),
+        task=scope.task(node.id),
     )
     if get("device", "default") != "default":
         made.lost.append(f"device {get('device')} has no counterpart; ComfyUI places the encoders")
     return made
 
 
-def _vae(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
+def _vae(node: Node, scope: Scope) -> Replacement:  # noqa: ARG001
     return make_one("K5_LoadVAE", vae_name=node.inputs.get("vae_name"))
 
 
-def _encode(node: Node, plan: Plan) -> Replacement:
+def _encode(node: Node, scope: Scope) -> Replacement:
     get = node.inputs.get
     text = get("text", get("qwen25_7b", ""))
-    made = make_one("K5_TextEncode", clip=get("clip"), text=text, task=plan.task(node.id))
+    made = make_one("K5_TextEncode", clip=get("clip"), text=text, task=scope.task(node.id))
     if get("clip_l", text) != text:
         made.lost.append(
             "clip_l had a text of its own; K5_TextEncode gives both encoders that of qwen25_7b"
@@ -56,16 +56,16 @@ def _encode(node: Node, plan: Plan) -> Replacement:
     return made
 
 
-def _empty_latent(node: Node, plan: Plan) -> Replacement | None:
-    ours = {chain.sampler for chain in plan.chains}
-    samplers = [each for each in plan.consumers(node.id, 0) if each.type in SAMPLERS]
+def _empty_latent(node: Node, scope: Scope) -> Replacement | None:
+    ours = {chain.sampler for chain in scope.chains}
+    samplers = [each for each in scope.consumers(node.id, 0) if each.type in SAMPLERS]
     if any(each.id not in ours for each in samplers):
         return None  # another model samples it too
-    return _made_latent(node, plan)
+    return _made_latent(node, scope)
 
 
-def _made_latent(node: Node, plan: Plan) -> Replacement:
-    below = plan.chains_below(node.id)
+def _made_latent(node: Node, scope: Scope) -> Replacement:
+    below = scope.chains_below(node.id)
     get = node.inputs.get
     return make_one(
         "K5_EmptyLatent",
@@ -73,13 +73,13 @@ def _made_latent(node: Node, plan: Plan) -> Replacement:
         height=get("height"),
         length=get("length", 1),
         batch_size=get("batch_size", 1),
-        model=loaded_model(below[0], plan) if below else None,
+        model=loaded_model(below[0], scope) if below else None,
     )
 
 
-def _image_to_video(node: Node, plan: Plan) -> Replacement:
+def _image_to_video(node: Node, scope: Scope) -> Replacement:
     if node.inputs.get("start_image") is None:
-        made = _made_latent(node, plan)
+        made = _made_latent(node, scope)
         conditioning = [node.inputs.get(name, LOST) for name in ("positive", "negative")]
         outputs = {0: conditioning[0], 1: conditioning[1], 2: made.outputs[0], 3: LOST}
         return Replacement(made.nodes, outputs)
@@ -94,15 +94,15 @@ def _image_to_video(node: Node, plan: Plan) -> Replacement:
     return Replacement(made.nodes, {**made.outputs, 3: LOST})
 
 
-def _model_sampling(node: Node, plan: Plan) -> Replacement | None:
-    below = plan.chains_below(node.id)
-    kept = [each for each in below if plan.graph.nodes[each.sampler].type != "KSampler"]
+def _model_sampling(node: Node, scope: Scope) -> Replacement | None:
+    below = scope.chains_below(node.id)
+    kept = [each for each in below if scope.graph.nodes[each.sampler].type != "KSampler"]
     if kept or not below:
         return None
     return Replacement(outputs={0: node.inputs.get("model", LOST)}, became="the sampler's shift")
 
 
-def _lora(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
+def _lora(node: Node, scope: Scope) -> Replacement:  # noqa: ARG001
     get = node.inputs.get
     made = make_one(
         "K5_LoadLora",
@@ -114,10 +114,10 @@ def _lora(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
     return Replacement(made.nodes, {**made.outputs, 1: get("clip", LOST)})
 
 
-def _ksampler(node: Node, plan: Plan) -> Replacement:
+def _ksampler(node: Node, scope: Scope) -> Replacement:
     get = node.inputs.get
-    (chain,) = (each for each in plan.chains if each.sampler == node.id)
-    above = (plan.graph.nodes[each] for each in chain.ancestors)
+    (chain,) = (each for each in scope.chains if each.sampler == node.id)
+    above = (scope.graph.nodes[each] for each in chain.ancestors)
     shift = next(
         (
             each.inputs.get("shift")
@@ -142,9 +142,9 @@ def _ksampler(node: Node, plan: Plan) -> Replacement:
     return made
 
 
-def _replace_frames(node: Node, plan: Plan) -> Replacement | None:
+def _replace_frames(node: Node, scope: Scope) -> Replacement | None:
     source, get = node.inputs.get("source"), node.inputs.get
-    encoder = plan.graph.nodes.get(getattr(source, "node", ""))
+    encoder = scope.graph.nodes.get(getattr(source, "node", ""))
     if not encoder or encoder.type != "Kandinsky5ImageToVideo" or source.slot != 3:
         return None
     made = Replacement(
@@ -155,11 +155,11 @@ def _replace_frames(node: Node, plan: Plan) -> Replacement | None:
     return made
 
 
-def _normalize(node: Node, plan: Plan) -> Replacement:
-    chain, get = plan.chain_above(node.id), node.inputs.get
+def _normalize(node: Node, scope: Scope) -> Replacement:
+    chain, get = scope.chain_above(node.id), node.inputs.get
     made = make_one(
         "K5_NormalizeFirstFrames",
-        model=loaded_model(chain, plan) if chain else None,
+        model=loaded_model(chain, scope) if chain else None,
         latent=get("latent"),
     )
     counts = (get("start_frame_count", 4), get("reference_frame_count", 5))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .chains import Chain, Plan
+from .chains import Chain, Scope
 from .graph import Link, Node
 from .replacement import (
     LOST,
@@ -26,13 +26,13 @@ FITTED = 1
 """First of the outputs that the rules give Kandinsky5VAEImageEncode: image, width, height."""
 
 
-def _text_encoders(node: Node, plan: Plan) -> Replacement:
+def _text_encoders(node: Node, scope: Scope) -> Replacement:
     get = node.inputs.get
     made = make_one(
         "K5_LoadTextEncoders",
         qwen_name=get("qwen"),
         clip_name=get("clip"),
-        task=plan.task(node.id),
+        task=scope.task(node.id),
     )
     if get("qwen_quantized"):
         made.lost.append(
@@ -41,21 +41,21 @@ def _text_encoders(node: Node, plan: Plan) -> Replacement:
     return made
 
 
-def _model(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001  rules are alike
+def _model(node: Node, scope: Scope) -> Replacement:  # noqa: ARG001  rules are alike
     made = make_one("K5_LoadModel", model_name=node.inputs.get("dit"), weight_dtype="default")
     return Replacement(made.nodes, {**made.outputs, 1: LOST, 2: LOST})
 
 
-def _vae(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
+def _vae(node: Node, scope: Scope) -> Replacement:  # noqa: ARG001
     return make_one("K5_LoadVAE", vae_name=node.inputs.get("vae"))
 
 
-def _encode(node: Node, plan: Plan) -> Replacement:
-    get, task = node.inputs.get, plan.task(node.id)
+def _encode(node: Node, scope: Scope) -> Replacement:
+    get, task = node.inputs.get, scope.task(node.id)
     extended = get("extended_text")
     image, lost = get("image"), []
     if image is not None and task == "i2i":
-        image = _fitted(image, plan, node.id)
+        image = _fitted(image, scope, node.id)
     elif image is not None:
         image = None
         lost.append(f"its image is not connected, K5_TextEncode reads one for i2i only, not {task}")
@@ -70,34 +70,34 @@ def _encode(node: Node, plan: Plan) -> Replacement:
     return Replacement(made.nodes, {0: made.outputs[0], 1: made.outputs[0]}, lost=lost)
 
 
-def _expand(node: Node, plan: Plan) -> Replacement:
+def _expand(node: Node, scope: Scope) -> Replacement:
     made = make_one(
         "K5_ExpandPrompt",
         clip=node.inputs.get("model"),
         prompt=node.inputs.get("prompt", ""),
-        task=plan.task(node.id),
+        task=scope.task(node.id),
         image=node.inputs.get("image"),
     )
     # its log is the expanded prompt again
     return Replacement(made.nodes, {0: made.outputs[0], 1: made.outputs[0]})
 
 
-def _fitted(image: Link, plan: Plan, encode: str) -> Link:
+def _fitted(image: Link, scope: Scope, encode: str) -> Link:
     """The image as the chain's VAE node cuts it, where there is one: Qwen sees the same crop."""
-    for chain in plan.chains_below(encode):
+    for chain in scope.chains_below(encode):
         for each in chain.ancestors:
-            node = plan.graph.nodes[each]
+            node = scope.graph.nodes[each]
             if node.type == "Kandinsky5VAEImageEncode" and node.inputs.get("image") == image:
                 return Link(each, FITTED)
     return image
 
 
-def _image(node: Node, plan: Plan) -> Replacement:
-    below = plan.chains_below(node.id)
+def _image(node: Node, scope: Scope) -> Replacement:
+    below = scope.chains_below(node.id)
     made = make_one(
         "K5_FitImage",
         3,
-        model=loaded_model(below[0], plan) if below else None,
+        model=loaded_model(below[0], scope) if below else None,
         image=node.inputs.get("image"),
         width=0,
         height=0,
@@ -107,16 +107,16 @@ def _image(node: Node, plan: Plan) -> Replacement:
     return Replacement(made.nodes, {0: LOST, **fitted})
 
 
-def _start(node: Node, chain: Chain, plan: Plan) -> tuple[NewNode, list[Any], list[str]]:
+def _start(node: Node, chain: Chain, scope: Scope) -> tuple[NewNode, list[Any], list[str]]:
     """What a sampler starts from: its node, the three inputs it gives, and what could not be."""
     get = node.inputs.get
     conditioning = {"positive": get("positive_emb"), "negative": get("negative_emb")}
     size = {name: get(name) for name in ("width", "height")}
     # the official node makes one frame of any length where it makes an image
     length = get("length") if chain.task in ("t2v", "i2v") else 1
-    encoder = plan.graph.nodes.get(getattr(get("image_latent"), "node", ""))
+    encoder = scope.graph.nodes.get(getattr(get("image_latent"), "node", ""))
     if encoder is None or encoder.type != "Kandinsky5VAEImageEncode":
-        model = loaded_model(chain, plan)
+        model = loaded_model(chain, scope)
         latent = NewNode(
             "K5_EmptyLatent", {**size, "length": length, "batch_size": 1, "model": model}
         )
@@ -138,10 +138,10 @@ def _start(node: Node, chain: Chain, plan: Plan) -> tuple[NewNode, list[Any], li
     return latent, [Out(latent, slot) for slot in range(3)], lost
 
 
-def _generate(node: Node, plan: Plan) -> Replacement:
+def _generate(node: Node, scope: Scope) -> Replacement:
     get = node.inputs.get
-    (chain,) = (each for each in plan.chains if each.sampler == node.id)
-    latent, given, lost = _start(node, chain, plan)
+    (chain,) = (each for each in scope.chains if each.sampler == node.id)
+    latent, given, lost = _start(node, chain, scope)
     sampler = NewNode(
         "K5_Sampler",
         {
@@ -160,7 +160,7 @@ def _generate(node: Node, plan: Plan) -> Replacement:
         return Replacement([latent, sampler], {0: Out(sampler)}, lost=lost)
     # the official pipeline does this after sampling, its ComfyUI node does not
     normalize = NewNode(
-        "K5_NormalizeFirstFrames", {"model": loaded_model(chain, plan), "latent": Out(sampler)}
+        "K5_NormalizeFirstFrames", {"model": loaded_model(chain, scope), "latent": Out(sampler)}
     )
     return Replacement([latent, normalize, sampler], {0: Out(normalize)}, lost=lost)
 

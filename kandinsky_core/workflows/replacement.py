@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .chains import Chain, Plan
+from .chains import Chain, Scope
 from .graph import Link, Node
 
 
@@ -43,7 +43,7 @@ class Replacement:
     """What could not be mapped, one sentence each, after the node's name."""
 
 
-Rule = Callable[[Node, Plan], Replacement | None]
+Rule = Callable[[Node, Scope], Replacement | None]
 """None leaves the node as it is."""
 
 
@@ -56,7 +56,7 @@ def make_one(node_type: str, outputs: int = 1, /, **inputs: Any) -> Replacement:
 def make_decode(vae: str, latent: str) -> Rule:
     """A rule for a decoder whose inputs have these names."""
 
-    def rule(node: Node, plan: Plan) -> Replacement:  # noqa: ARG001
+    def rule(node: Node, scope: Scope) -> Replacement:  # noqa: ARG001
         made = make_one(
             "K5_Decode",
             vae=node.inputs.get(vae),
@@ -70,8 +70,8 @@ def make_decode(vae: str, latent: str) -> Rule:
     return rule
 
 
-def loaded_model(chain: Chain, plan: Plan) -> Any:
+def loaded_model(chain: Chain, scope: Scope) -> Any:
     """The model as it was loaded, which tells sizes and latent space."""
     if chain.loader is not None:
         return Link(chain.loader, 0)
-    return plan.graph.nodes[chain.sampler].inputs.get("model")
+    return scope.graph.nodes[chain.sampler].inputs.get("model")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...kandinsky_core.checkpoint import load_vae as load_core_vae
 from ...kandinsky_core.family import ImageVAEConfig, VideoVAEConfig
-from ...kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, plan_tiles, tile_bytes
+from ...kandinsky_core.models import ImageVAE, Tiles, VideoVAE, fit_tiles, tile_bytes
 from ...kandinsky_core.models import encode_last_frame as encode_as_last
 from .latents import NANO, SPACE, LatentSpace, space_of_vae
 from .run import Progress, check_cancelled
@@ -152,7 +152,7 @@ def choose_tiles(
     device: torch.device,
     direction: Literal["encode", "decode"],
     budget: int = 0,
-) -> TilePlan:
+) -> Tiles:
     """Choose tiles by a budget, or by what is free, and say so where one does not do.
 
     Args:
@@ -170,7 +170,7 @@ def choose_tiles(
         ValueError: Nothing fits the budget that was given.
     """
     free = int(comfy.model_management.get_free_memory(device) * SAFETY)
-    tiling = plan_tiles(
+    tiling = fit_tiles(
         network.config,
         (batch, network.config.latent_channels, *grid_thw),
         budget or free,
@@ -323,12 +323,12 @@ def _decoded(vae: VAE, clips: Tensor, memory_budget_gb: float) -> Iterator[Tenso
         [vae.patcher], memory_required=needed, force_full_load=vae.disable_offload
     )
     budget = int(memory_budget_gb * GIB)
-    plan = choose_tiles(vae.network, 1, clips.shape[2:], vae.device, "decode", budget)
-    progress = Progress(len(clips) * plan.num_tiles)
+    tiling = choose_tiles(vae.network, 1, clips.shape[2:], vae.device, "decode", budget)
+    progress = Progress(len(clips) * tiling.num_tiles)
     for clip in clips.split(1):
         yield from vae.network.decode_frames(
             clip.to(vae.device, torch.float32),
-            tiling=plan,
+            tiling=tiling,
             on_tile=lambda _done, _total: progress.advance(),
         )
 

@@ -20,10 +20,10 @@ from kandinsky_core.guided_model import GuidedModel
 from kandinsky_core.models import (
     CrossDiT,
     ImageVAE,
-    TilePlan,
+    Tiles,
     VideoVAE,
     call_bytes,
-    plan_bytes,
+    tiled_bytes,
 )
 from kandinsky_core.planning.costs import count_parameters, step_cost
 from kandinsky_core.planning.jobs import Request, make_job
@@ -173,13 +173,13 @@ def test_sampling_takes_what_was_counted(guided, cached, peak_memory):
 )
 def test_decoding_takes_what_was_counted(grid, tile, stride, dtype, peak_memory):
     vae = VideoVAE(SMALL_VAE).requires_grad_(False).to(dtype)
-    latents, plan = torch.randn(1, 4, *grid), TilePlan.strided(grid, tile, stride)
+    latents, tiling = torch.randn(1, 4, *grid), Tiles.strided(grid, tile, stride)
     with torch.no_grad(), peak_memory(latents, *vae.parameters()) as memory:
-        for _chunk in vae.decode_frames(latents, tiling=plan):
+        for _chunk in vae.decode_frames(latents, tiling=tiling):
             pass
-    counted = plan_bytes(SMALL_VAE, plan, 1, dtype, with_library=False)
+    counted = tiled_bytes(SMALL_VAE, tiling, 1, dtype, with_library=False)
     assert counted == pytest.approx(memory.peak, rel=WITHIN)
-    assert counted <= plan_bytes(SMALL_VAE, plan, 1, dtype)
+    assert counted <= tiled_bytes(SMALL_VAE, tiling, 1, dtype)
 
 
 @pytest.mark.parametrize("variant", ["video_lite", "video_pro", "image_lite", "image_edit"])

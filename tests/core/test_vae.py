@@ -9,7 +9,7 @@ from torch import nn
 
 from kandinsky_core.family.config import ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.family.variants import VAES
-from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE
+from kandinsky_core.models import ImageVAE, Tiles, VideoVAE
 from kandinsky_core.models.vae import causal
 
 TINY = VideoVAEConfig((8, 8, 16, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4)
@@ -95,14 +95,14 @@ def test_mode_is_the_default_and_a_generator_samples():
 
 def test_frames_stream_in_order_with_progress():
     vae, latents = make(), torch.randn(1, 4, 9, 2, 3)
-    plan = TilePlan.strided((9, 2, 3), (5, 2, 3), (3, 2, 3))
+    tiling = Tiles.strided((9, 2, 3), (5, 2, 3), (3, 2, 3))
     progress = []
     chunks = list(
-        vae.decode_frames(latents, tiling=plan, on_tile=lambda *args: progress.append(args))
+        vae.decode_frames(latents, tiling=tiling, on_tile=lambda *args: progress.append(args))
     )
     assert [chunk.shape[2] for chunk in chunks] == [13, 12, 8]
     assert progress == [(1, 3), (2, 3), (3, 3)]
-    assert torch.equal(torch.cat(chunks, dim=2), vae.decode(latents, tiling=plan))
+    assert torch.equal(torch.cat(chunks, dim=2), vae.decode(latents, tiling=tiling))
 
 
 def test_on_tile_can_cancel():
@@ -118,9 +118,9 @@ def test_on_tile_can_cancel():
 
 def test_one_tile_equals_no_tiles():
     vae, latents = make(), torch.randn(1, 4, 3, 2, 3)
-    plan = TilePlan.strided((3, 2, 3), (9, 8, 8), (8, 4, 4))
-    assert plan == TilePlan.whole((3, 2, 3))
-    assert torch.equal(vae.decode(latents, tiling=plan), vae.decode(latents))
+    tiling = Tiles.strided((3, 2, 3), (9, 8, 8), (8, 4, 4))
+    assert tiling == Tiles.whole((3, 2, 3))
+    assert torch.equal(vae.decode(latents, tiling=tiling), vae.decode(latents))
 
 
 def test_tiled_equals_untiled_away_from_seams():
@@ -132,7 +132,7 @@ def test_tiled_equals_untiled_away_from_seams():
                 setattr(module, name, nn.Identity())
     latents = torch.randn(1, 4, 1, 3, 56)
     whole = vae.decode(latents)
-    tiled = vae.decode(latents, tiling=TilePlan.strided((1, 3, 56), (1, 3, 32), (1, 3, 24)))
+    tiled = vae.decode(latents, tiling=Tiles.strided((1, 3, 56), (1, 3, 32), (1, 3, 24)))
     # Receptive field, in cells: 1 + 4 + 4 before the enlargement, (1 + 4 + 1) / 2 after it. So
     # what a tile cannot see spreads 12 cells inwards from its edges at 24 and 32.
     far = torch.cat([torch.arange(0, 2 * 20), torch.arange(2 * 36, 2 * 56)])

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kandinsky_core.family.config import ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.family.variants import VAES
-from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE, plan_tiles
+from kandinsky_core.models import ImageVAE, Tiles, VideoVAE, fit_tiles
 from kandinsky_core.models.vae import causal
 from kandinsky_core.models.vae import memory as vae_memory
 from kandinsky_core.models.vae.memory import tensor_bytes, tile_bytes
@@ -44,10 +44,10 @@ axes = st.tuples(st.integers(1, 14), st.integers(1, 12), st.integers(0, 11)).map
 @settings(max_examples=60, deadline=None)
 def test_blending_restores_what_needs_no_context(time, height, width):
     sizes, tiles, strides = zip(time, height, width, strict=True)
-    plan = TilePlan.strided(sizes, (tiles[0] + 1, *tiles[1:]), strides)
+    tiling = Tiles.strided(sizes, (tiles[0] + 1, *tiles[1:]), strides)
     grid = torch.rand(1, 2, *sizes)
-    chunks = list(run_tiles(run_upscale(grid), plan, FACTOR))
-    assert len(chunks) == len(plan.time)
+    chunks = list(run_tiles(run_upscale(grid), tiling, FACTOR))
+    assert len(chunks) == len(tiling.time)
     torch.testing.assert_close(torch.cat(chunks, dim=2), upscale(grid))
 
 
@@ -64,17 +64,17 @@ def test_plans_cover_the_grid_and_keep_the_budget(time, height, width, share):
         "decode",
     )
     budget = max(int(whole * share), 4 * smallest + 500 * height * width * 64)
-    plan = plan_tiles(config, (1, 16, *grid), budget, torch.bfloat16)
-    for spans, size in zip((plan.time, plan.height, plan.width), grid, strict=True):
+    tiling = fit_tiles(config, (1, 16, *grid), budget, torch.bfloat16)
+    for spans, size in zip((tiling.time, tiling.height, tiling.width), grid, strict=True):
         covered = {cell for span in spans for cell in range(span.start, span.stop)}
         assert covered == set(range(size))
-    assert tile_bytes(config, plan.largest_thw, 1, torch.bfloat16, "decode") <= budget
+    assert tile_bytes(config, tiling.largest_thw, 1, torch.bfloat16, "decode") <= budget
 
 
 def test_more_memory_means_fewer_tiles():
     shape = (1, 16, 31, 64, 96)
     counts = [
-        plan_tiles(VAES["hunyuan"], shape, budget * 2**30, torch.bfloat16).num_tiles
+        fit_tiles(VAES["hunyuan"], shape, budget * 2**30, torch.bfloat16).num_tiles
         for budget in (2, 4, 8, 16, 32, 256)
     ]
     assert counts == sorted(counts, reverse=True)
@@ -84,24 +84,24 @@ def test_more_memory_means_fewer_tiles():
 def test_nano_clips_and_flux_images_fit_whole_by_default():
     budget = 8 * 2**30
     for name, shape in (("nano", (1, 16, 7, 32, 32)), ("flux", (1, 16, 1, 128, 128))):
-        assert plan_tiles(VAES[name], shape, budget, torch.float32).num_tiles == 1
+        assert fit_tiles(VAES[name], shape, budget, torch.float32).num_tiles == 1
 
 
 def test_too_small_a_budget_says_what_is_needed():
     shape = (1, 16, 31, 64, 96)
     with pytest.raises(ValueError, match=r"memory_budget 10 MiB .* need (\d+) MiB") as caught:
-        plan_tiles(VAES["hunyuan"], shape, 10 * MIB, torch.bfloat16)
+        fit_tiles(VAES["hunyuan"], shape, 10 * MIB, torch.bfloat16)
     needed = int(str(caught.value).split("need ")[1].split(" MiB")[0])
-    assert plan_tiles(VAES["hunyuan"], shape, needed * MIB, torch.bfloat16).num_tiles > 1
+    assert fit_tiles(VAES["hunyuan"], shape, needed * MIB, torch.bfloat16).num_tiles > 1
 
 
 def test_where_nothing_must_fit_the_smallest_tiles_are_tried():
     shape = (1, 16, 31, 64, 96)
-    plan = plan_tiles(VAES["hunyuan"], shape, 10 * MIB, torch.bfloat16, must_fit=False)
-    assert plan == TilePlan.smallest(shape[2:])
-    assert plan.largest_thw == (5, 16, 16)
-    assert plan.shrink(0) is None
-    roomy = plan_tiles(VAES["hunyuan"], shape, 2**38, torch.bfloat16, must_fit=False)
+    tiling = fit_tiles(VAES["hunyuan"], shape, 10 * MIB, torch.bfloat16, must_fit=False)
+    assert tiling == Tiles.smallest(shape[2:])
+    assert tiling.largest_thw == (5, 16, 16)
+    assert tiling.shrink(0) is None
+    roomy = fit_tiles(VAES["hunyuan"], shape, 2**38, torch.bfloat16, must_fit=False)
     assert roomy.num_tiles == 1
 
 
@@ -112,7 +112,7 @@ def test_where_nothing_must_fit_the_smallest_tiles_are_tried():
 def test_plans_that_make_no_sense(spans):
     axis = tuple(Span(*span) for span in spans)
     with pytest.raises(ValueError, match="height spans"):
-        TilePlan((Span(0, 1),), axis, (Span(0, 4),))
+        Tiles((Span(0, 1),), axis, (Span(0, 4),))
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_running_out_of_memory_goes_on_with_smaller_tiles(error, caplog):
             raise error
         return run(tile)
 
-    plan = TilePlan.whole(grid.shape[2:])
-    chunks = run_tiles(limited, plan, FACTOR, lambda *args: progress.append(args))
+    tiling = Tiles.whole(grid.shape[2:])
+    chunks = run_tiles(limited, tiling, FACTOR, lambda *args: progress.append(args))
     torch.testing.assert_close(torch.cat(list(chunks), dim=2), upscale(grid))
     assert min(seen) < 3000 < max(seen)
     assert "at tiles of 12 x 40 x 33 latent cells" in caplog.messages[0]
@@ -175,9 +175,9 @@ def test_frames_that_do_not_fit_are_made_fewer_at_a_time(operation, limit, times
         tiles.append((tile.time.length, tile.height.length, tile.width.length))
         return upscaled(tile)
 
-    plan = TilePlan.strided((12, 20, 20), (7, 16, 16), (5, 8, 8))
+    tiling = Tiles.strided((12, 20, 20), (7, 16, 16), (5, 8, 8))
     with Starved(operation, limit, times):
-        chunks = list(run_tiles(run, plan, FACTOR))
+        chunks = list(run_tiles(run, tiling, FACTOR))
     torch.testing.assert_close(torch.cat(chunks, dim=2), upscale(grid))
     assert tiles[0] == (7, 16, 16)
     assert {tile[1:] for tile in tiles} == {(16, 16), (16, 12), (12, 16), (12, 12)}
@@ -191,7 +191,7 @@ def test_frames_that_fit_at_no_length_are_reported():
         list(
             run_tiles(
                 run_upscale(torch.rand(1, 2, 9, 40, 40)),
-                TilePlan.strided((9, 40, 40), (5, 24, 24), (4, 16, 16)),
+                Tiles.strided((9, 40, 40), (5, 24, 24), (4, 16, 16)),
                 FACTOR,
             )
         )
@@ -202,7 +202,7 @@ def test_running_out_of_memory_at_the_smallest_tile_is_reported():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        list(run_tiles(fail, TilePlan.whole((9, 40, 40)), FACTOR))
+        list(run_tiles(fail, Tiles.whole((9, 40, 40)), FACTOR))
 
 
 def test_other_errors_pass_through():
@@ -213,7 +213,7 @@ def test_other_errors_pass_through():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        list(run_tiles(fail, TilePlan.whole((9, 40, 40)), FACTOR))
+        list(run_tiles(fail, Tiles.whole((9, 40, 40)), FACTOR))
     assert len(calls) == 1
 
 
@@ -265,12 +265,12 @@ def test_pieces_take_less_memory_than_the_whole(monkeypatch, peak_memory):
 def test_decoding_to_one_tensor_holds_the_clip_once(peak_memory):
     vae = VideoVAE(TINY).requires_grad_(False)
     latents = torch.randn(1, 4, 41, 2, 2)
-    plan = TilePlan.strided((41, 2, 2), (5, 2, 2), (3, 2, 2))
+    tiling = Tiles.strided((41, 2, 2), (5, 2, 2), (3, 2, 2))
     with torch.no_grad(), peak_memory() as stream:
-        for _chunk in vae.decode_frames(latents, tiling=plan):
+        for _chunk in vae.decode_frames(latents, tiling=tiling):
             pass
     with torch.no_grad(), peak_memory() as memory:
-        pixels = vae.decode(latents, tiling=plan)
+        pixels = vae.decode(latents, tiling=tiling)
     assert memory.peak <= 1.05 * (stream.peak + pixels.nbytes)
 
 
@@ -279,9 +279,9 @@ def test_streaming_takes_no_more_memory_for_a_longer_clip(peak_memory):
     peaks = []
     for time in (9, 18):
         latents = torch.randn(1, 4, time, 2, 2)
-        plan = TilePlan.strided((time, 2, 2), (5, 2, 2), (3, 2, 2))
+        tiling = Tiles.strided((time, 2, 2), (5, 2, 2), (3, 2, 2))
         with torch.no_grad(), peak_memory() as memory:
-            for _chunk in vae.decode_frames(latents, tiling=plan):
+            for _chunk in vae.decode_frames(latents, tiling=tiling):
                 pass
         peaks.append(memory.peak)
     assert peaks[1] <= 1.05 * peaks[0]
@@ -290,9 +290,9 @@ def test_streaming_takes_no_more_memory_for_a_longer_clip(peak_memory):
 @pytest.mark.parametrize("gib", [0.7, 1, 2, 4, 8])
 def test_tiles_are_no_larger_than_their_number_asks(gib):
     grid = (31, 64, 96)
-    plan = plan_tiles(VAES["hunyuan"], (1, 16, *grid), int(gib * 2**30), torch.bfloat16)
+    tiling = fit_tiles(VAES["hunyuan"], (1, 16, *grid), int(gib * 2**30), torch.bfloat16)
     # k spans of `overlap + stride` cells cover overlap + k stride; past the first frame in time
-    axes = ((30, 1, 3, plan.time), (64, 8, 8, plan.height), (96, 8, 8, plan.width))
-    for (size, overlap, least, spans), largest in zip(axes, plan.largest_thw, strict=True):
+    axes = ((30, 1, 3, tiling.time), (64, 8, 8, tiling.height), (96, 8, 8, tiling.width))
+    for (size, overlap, least, spans), largest in zip(axes, tiling.largest_thw, strict=True):
         stride = max(least, -(-(size - overlap) // len(spans)))
-        assert largest <= overlap + stride + (spans is plan.time)
+        assert largest <= overlap + stride + (spans is tiling.time)

@@ -136,11 +136,11 @@ def test_batch_decodes_clip_by_clip(run, vae, latents):
 
 def test_small_budget_decodes_in_tiles(host, run, vae):
     big = {"samples": torch.randn(1, 16, 3, 32, 32, generator=torch.Generator().manual_seed(1))}
-    plan_tiles = host.part("kandinsky_core.models").plan_tiles
+    fit_tiles = host.part("kandinsky_core.models").fit_tiles
     whole = vae.memory_used_decode(big["samples"].shape, torch.float32)
     budget = whole * 0.6
-    plan = plan_tiles(vae.network.config, big["samples"].shape, int(budget), torch.float32)
-    assert plan.num_tiles > 1
+    tiling = fit_tiles(vae.network.config, big["samples"].shape, int(budget), torch.float32)
+    assert tiling.num_tiles > 1
     image = decode(run, vae, big, budget / 2**30)
     assert image.shape == (9, 256, 256, 3)
 
@@ -176,7 +176,7 @@ def starve(monkeypatch, vae, out_of_memory):
 @pytest.mark.parametrize("native", [False, True], ids=["ours", "native"])
 def test_decode_goes_on_with_smaller_tiles(host, run, vae, starve, native, caplog):
     big = {"samples": torch.randn(1, 16, 3, 24, 24, generator=torch.Generator().manual_seed(1))}
-    halves = host.part("kandinsky_core.models").TilePlan.whole((3, 24, 24)).shrink(0)
+    halves = host.part("kandinsky_core.models").Tiles.whole((3, 24, 24)).shrink(0)
     assert halves.num_tiles == 2
     expected = vae.network.decode(big["samples"], tiling=halves)
     expected = ((expected[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1)
@@ -194,7 +194,7 @@ def test_decode_goes_on_with_smaller_tiles(host, run, vae, starve, native, caplo
 
 def test_encode_goes_on_with_smaller_tiles(host, vae, starve, caplog):
     frames = torch.rand(9, 192, 192, 3, generator=torch.Generator().manual_seed(2))
-    halves = host.part("kandinsky_core.models").TilePlan.whole((3, 24, 24)).shrink(0)
+    halves = host.part("kandinsky_core.models").Tiles.whole((3, 24, 24)).shrink(0)
     pixels = frames.permute(3, 0, 1, 2)[None] * 2 - 1
     expected = vae.network.encode(pixels, tiling=halves)
     starve("encode_tile", 9 * 192 * 192)
@@ -242,9 +242,9 @@ def budget(host, vae, long_latents):
     """GiB that decode `long_latents` in spans of time."""
     models = host.part("kandinsky_core.models")
     shape = long_latents["samples"].shape
-    smallest = models.TilePlan.smallest(shape[2:])
+    smallest = models.Tiles.smallest(shape[2:])
     assert len(smallest.time) == 33
-    needed = models.plan_bytes(vae.network.config, smallest, 1, torch.float32)
+    needed = models.tiled_bytes(vae.network.config, smallest, 1, torch.float32)
     return 1.01 * needed / 2**30
 
 

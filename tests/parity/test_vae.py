@@ -9,7 +9,7 @@ import torch
 
 from kandinsky_core.family.config import ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.family.variants import VAES
-from kandinsky_core.models import ImageVAE, TilePlan, VideoVAE
+from kandinsky_core.models import ImageVAE, Tiles, VideoVAE
 from kandinsky_core.models.vae import causal
 from kandinsky_core.models.vae.keys import to_original_key
 
@@ -107,10 +107,10 @@ def test_spans_of_time_equal_the_references_default():
     """Diffusers decodes and encodes a clip of more than 16 frames in spans of 17, every 12."""
     vae, reference = video_pair()
     latents = torch.randn(1, 4, 9, 2, 3)
-    plan = TilePlan.strided((9, 2, 3), (5, 2, 3), (3, 2, 3))
-    assert_close(vae.decode(latents, tiling=plan), reference.decode(latents).sample)
+    tiling = Tiles.strided((9, 2, 3), (5, 2, 3), (3, 2, 3))
+    assert_close(vae.decode(latents, tiling=tiling), reference.decode(latents).sample)
     pixels = torch.rand(1, 3, 33, 16, 24) * 2 - 1
-    mean, logvar = vae.moments(pixels, tiling=plan)
+    mean, logvar = vae.moments(pixels, tiling=tiling)
     posterior = reference.encode(pixels).latent_dist
     assert_close(mean, posterior.mean)
     assert_close(logvar, posterior.logvar)
@@ -120,9 +120,9 @@ def test_tiles_in_space_and_time_equal_the_reference_outside_corners():
     vae, reference = video_pair()
     reference.enable_tiling(32, 32, 16, 24, 24, 12)
     grid = (6, 5, 8)
-    plan = TilePlan.strided(grid, (5, 4, 4), (3, 3, 3))
+    tiling = Tiles.strided(grid, (5, 4, 4), (3, 3, 3))
     latents = torch.randn(1, 4, *grid)
-    ours, theirs = vae.decode(latents, tiling=plan), reference.decode(latents).sample
+    ours, theirs = vae.decode(latents, tiling=tiling), reference.decode(latents).sample
     # four tiles meet in rows 24-31 and columns 24-31 or 48-55: there the ramps multiply here
     corner = torch.zeros(40, 64, dtype=torch.bool)
     corner[24:32, 24:32] = corner[24:32, 48:56] = True
@@ -130,7 +130,7 @@ def test_tiles_in_space_and_time_equal_the_reference_outside_corners():
     assert not torch.allclose(ours[..., corner], theirs[..., corner], atol=1e-4)
 
     pixels = torch.rand(1, 3, 21, 40, 64) * 2 - 1
-    mean = vae.encode(pixels, tiling=plan)
+    mean = vae.encode(pixels, tiling=tiling)
     expected = reference.encode(pixels).latent_dist.mean
     assert_close(mean, expected)  # one shared cell per side: the ramps are 0 and the rules agree
 
@@ -138,7 +138,7 @@ def test_tiles_in_space_and_time_equal_the_reference_outside_corners():
 def test_corner_of_four_tiles_is_blended_bilinearly():
     vae, reference = video_pair()
     latents = torch.randn(1, 4, 1, 5, 5)
-    plan = TilePlan.strided((1, 5, 5), (1, 4, 4), (1, 3, 3))
+    tiling = Tiles.strided((1, 5, 5), (1, 4, 4), (1, 3, 3))
     tiles = [
         [reference.decode(latents[:, :, :, y : y + 4, x : x + 4]).sample for x in (0, 3)]
         for y in (0, 3)
@@ -147,7 +147,7 @@ def test_corner_of_four_tiles_is_blended_bilinearly():
     top = tiles[0][0][..., 24:, 24:] * (1 - ramp) + tiles[0][1][..., 24:, :8] * ramp
     bottom = tiles[1][0][..., :8, 24:] * (1 - ramp) + tiles[1][1][..., :8, :8] * ramp
     expected = top * (1 - ramp[:, None]) + bottom * ramp[:, None]
-    assert_close(vae.decode(latents, tiling=plan)[..., 24:32, 24:32], expected)
+    assert_close(vae.decode(latents, tiling=tiling)[..., 24:32, 24:32], expected)
 
 
 def relative_errors(vae, pixels, latents) -> list[float]:

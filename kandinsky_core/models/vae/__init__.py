@@ -3,18 +3,18 @@
 from .image import ImageVAE
 from .latent_space import to_model_space, to_vae_space
 from .memory import tensor_bytes, tile_bytes
-from .tiling import TilePlan, plan_bytes, plan_tiles
+from .tiling import Tiles, fit_tiles, tiled_bytes
 from .video import VideoVAE, encode_last_frame
 
 __all__ = [
     "ImageVAE",
-    "TilePlan",
+    "Tiles",
     "VideoVAE",
     "encode_last_frame",
-    "plan_bytes",
-    "plan_tiles",
+    "fit_tiles",
     "tensor_bytes",
     "tile_bytes",
+    "tiled_bytes",
     "to_model_space",
     "to_vae_space",
 ]

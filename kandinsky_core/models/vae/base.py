@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .layers import Decoder, Encoder, Kit, VAEConfig, compression_thw
 from .tiled_run import OnTile, Tile, run_tiles
-from .tiling import DEFAULT_MEMORY_BUDGET, Direction, TilePlan, plan_tiles
+from .tiling import DEFAULT_MEMORY_BUDGET, Direction, Tiles, fit_tiles
 
 
 class Autoencoder(nn.Module):
@@ -51,7 +51,7 @@ class Autoencoder(nn.Module):
         self,
         pixels: Tensor,
         *,
-        tiling: TilePlan | None = None,
+        tiling: Tiles | None = None,
         memory_budget: int | None = None,
         on_tile: OnTile | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ class Autoencoder(nn.Module):
         """
         grid = self._latent_grid(pixels)
         time, space, _ = compression_thw(self.config)
-        plan = tiling or self._plan((pixels.shape[0], *grid), memory_budget, "encode")
+        tiling = tiling or self._fit_tiles((pixels.shape[0], *grid), memory_budget, "encode")
 
         def run(tile: Tile) -> Tensor:
             frames = slice(tile.time.start * time, (tile.time.stop - 1) * time + 1)
@@ -81,7 +81,7 @@ class Autoencoder(nn.Module):
             part = pixels[:, :, frames, rows, columns].to(self.dtype)
             return self.encode_tile(part).to(pixels.dtype)
 
-        chunks = run_tiles(run, plan, (1, 1, 1), on_tile)
+        chunks = run_tiles(run, tiling, (1, 1, 1), on_tile)
         parameters = _join(chunks, grid[0])  # (B, 2C, T, h, w)
         mean, logvar = parameters.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
@@ -91,7 +91,7 @@ class Autoencoder(nn.Module):
         pixels: Tensor,
         *,
         generator: torch.Generator | None = None,
-        tiling: TilePlan | None = None,
+        tiling: Tiles | None = None,
         memory_budget: int | None = None,
         on_tile: OnTile | None = None,
     ) -> Tensor:
@@ -124,7 +124,7 @@ class Autoencoder(nn.Module):
         self,
         latents: Tensor,
         *,
-        tiling: TilePlan | None = None,
+        tiling: Tiles | None = None,
         memory_budget: int | None = None,
         on_tile: OnTile | None = None,
     ) -> Iterator[Tensor]:
@@ -153,19 +153,19 @@ class Autoencoder(nn.Module):
                 "use latents made for this kind of model."
             )
         batch, _, *grid = latents.shape
-        plan = tiling or self._plan((batch, *grid), memory_budget, "decode")
+        tiling = tiling or self._fit_tiles((batch, *grid), memory_budget, "decode")
 
         def run(tile: Tile) -> Tensor:
             part = latents[:, :, tile.time.slice, tile.height.slice, tile.width.slice]
             return self.decode_tile(part.to(self.dtype)).to(latents.dtype)
 
-        return run_tiles(run, plan, compression_thw(self.config), on_tile)
+        return run_tiles(run, tiling, compression_thw(self.config), on_tile)
 
     def decode(
         self,
         latents: Tensor,
         *,
-        tiling: TilePlan | None = None,
+        tiling: Tiles | None = None,
         memory_budget: int | None = None,
         on_tile: OnTile | None = None,
     ) -> Tensor:
@@ -188,13 +188,13 @@ class Autoencoder(nn.Module):
         )
         return _join(chunks, (latents.shape[2] - 1) * compression_thw(self.config)[0] + 1)
 
-    def _plan(
+    def _fit_tiles(
         self, batch_thw: tuple[int, ...], budget: int | None, direction: Direction
-    ) -> TilePlan:
+    ) -> Tiles:
         batch, *grid = batch_thw
         shape = (batch, self.config.latent_channels, *grid)
         budget = DEFAULT_MEMORY_BUDGET if budget is None else budget
-        return plan_tiles(self.config, shape, budget, self.dtype, direction=direction)
+        return fit_tiles(self.config, shape, budget, self.dtype, direction=direction)
 
     def _latent_grid(self, pixels: Tensor) -> tuple[int, int, int]:
         if pixels.ndim != 5 or pixels.shape[1] != 3:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .causal import FactorTHW
-from .tiling import Span, TilePlan
+from .tiling import Span, Tiles
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +48,18 @@ class _SpanTooLongError(_ShortageError):
 
 def run_tiles(
     run: Callable[[Tile], Tensor],
-    plan: TilePlan,
+    tiling: Tiles,
     factor_thw: FactorTHW,
     on_tile: OnTile | None = None,
 ) -> Iterator[Tensor]:
-    """Run every tile of a plan; where memory runs out, go on with smaller tiles.
+    """Run every tile of a tiling; where memory runs out, go on with smaller tiles.
 
     Smaller in space first where the network ran out of it, in time first where the frames that
     are put together did.
 
     Args:
         run: Gives the output (B, C, f, H, W) of a tile.
-        plan: The tiles.
+        tiling: The tiles.
         factor_thw: Output cells per latent cell (in time: after the first frame).
         on_tile: Progress.
 
@@ -69,48 +69,50 @@ def run_tiles(
     factor_t = factor_thw[0]
     tail: Tensor | None = None  # last frames of the span before, which this one fades in over
     index = finished = 0
-    while index < len(plan.time):
-        total = finished + (len(plan.time) - index) * plan.tiles_per_span
+    while index < len(tiling.time):
+        total = finished + (len(tiling.time) - index) * tiling.tiles_per_span
         try:
             with _telling(_SpanTooLongError):
-                chunk = _run_span(run, plan, index, factor_thw, on_tile, finished, total)
-                chunk, rest = _join_in_time(chunk, tail, plan, index, factor_t)
+                chunk = _run_span(run, tiling, index, factor_thw, on_tile, finished, total)
+                chunk, rest = _join_in_time(chunk, tail, tiling, index, factor_t)
         except _ShortageError as error:
-            smaller = plan.shrink(index, time_first=isinstance(error, _SpanTooLongError))
+            smaller = tiling.shrink(index, time_first=isinstance(error, _SpanTooLongError))
             if smaller is None:
                 raise error.__cause__ from None  # type: ignore[misc]
             logger.warning(
                 "memory ran out in the autoencoder at tiles of %s latent cells (t, h, w); it goes "
                 "on with tiles of %s",
-                _cells(plan, index),
+                _cells(tiling, index),
                 _cells(smaller, index),
             )
-            plan = smaller
+            tiling = smaller
             continue
         tail = rest
         index += 1
-        finished += plan.tiles_per_span
+        finished += tiling.tiles_per_span
         yield chunk
 
 
 def _join_in_time(
-    chunk: Tensor, tail: Tensor | None, plan: TilePlan, index: int, factor_t: int
+    chunk: Tensor, tail: Tensor | None, tiling: Tiles, index: int, factor_t: int
 ) -> tuple[Tensor, Tensor | None]:
     """Fade a span in over the end of the span before, and keep its own end back for the next."""
     if tail is not None:
         shared = tail.shape[2]
         ramp = torch.arange(shared, device=chunk.device, dtype=chunk.dtype) / shared
         chunk[:, :, :shared] = torch.lerp(tail, chunk[:, :, :shared], ramp.view(-1, 1, 1))
-    if index + 1 == len(plan.time):
+    if index + 1 == len(tiling.time):
         return chunk, None
-    keep = _first_frame(plan.time[index + 1], factor_t) - _first_frame(plan.time[index], factor_t)
+    keep = _first_frame(tiling.time[index + 1], factor_t) - _first_frame(
+        tiling.time[index], factor_t
+    )
     return chunk[:, :, :keep], chunk[:, :, keep:].clone()
 
 
-def _cells(plan: TilePlan, index: int) -> str:
+def _cells(tiling: Tiles, index: int) -> str:
     """The largest tile from a span of time on."""
-    time = max(span.length for span in plan.time[index:])
-    return " x ".join(map(str, (time, *plan.largest_thw[1:])))
+    time = max(span.length for span in tiling.time[index:])
+    return " x ".join(map(str, (time, *tiling.largest_thw[1:])))
 
 
 def _first_frame(span: Span, factor_t: int) -> int:
@@ -123,7 +125,7 @@ def _first_frame(span: Span, factor_t: int) -> int:
 
 def _run_span(
     run: Callable[[Tile], Tensor],
-    plan: TilePlan,
+    tiling: Tiles,
     index: int,
     factor_thw: FactorTHW,
     on_tile: OnTile | None,
@@ -131,23 +133,23 @@ def _run_span(
     total: int,
 ) -> Tensor:
     """Run the tiles of one span of time and blend them in space."""
-    time = plan.time[index]
+    time = tiling.time[index]
     _, factor_h, factor_w = factor_thw
     out: Tensor | None = None
     tiles = product(
-        zip(plan.height, _overlaps(plan.height), strict=True),
-        zip(plan.width, _overlaps(plan.width), strict=True),
+        zip(tiling.height, _overlaps(tiling.height), strict=True),
+        zip(tiling.width, _overlaps(tiling.width), strict=True),
     )
     for count, ((height, shared_h), (width, shared_w)) in enumerate(tiles, start=finished + 1):
         with _telling(_TileTooLargeError):
             part = run(Tile(time, height, width))
         if time.start:
             part = part[:, :, 1:]
-        if plan.tiles_per_span == 1:
+        if tiling.tiles_per_span == 1:
             out = part
         else:
             if out is None:
-                rows, columns = plan.height[-1].stop * factor_h, plan.width[-1].stop * factor_w
+                rows, columns = tiling.height[-1].stop * factor_h, tiling.width[-1].stop * factor_w
                 out = part.new_zeros(*part.shape[:3], rows, columns)
             fade_h, fade_w = (
                 _fade(length, *(cells * factor for cells in shared), like=part)
@@ -160,7 +162,7 @@ def _run_span(
         del part
         if on_tile is not None:
             on_tile(count, total)
-    assert out is not None, plan
+    assert out is not None, tiling
     return out
 
 

@@ -2,7 +2,7 @@
 
 Fewer, larger tiles are better: group norm looks at a whole tile, so each tile is normalised a
 little differently, and every seam is blended. A seam in time costs more than one in space. So a
-plan takes the fewest tiles that fit the budget, and among those the fewest spans of time.
+tiling takes the fewest tiles that fit the budget, and among those the fewest spans of time.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TilePlan:
+class Tiles:
     """Tiles of a latent grid: every combination of a span of each axis.
 
     Spans of time after the first begin with one latent frame whose own output is dropped: it is
@@ -69,7 +69,7 @@ class TilePlan:
         _check_spans("time", _groups(self.time))
 
     @classmethod
-    def whole(cls, grid_thw: Sequence[int]) -> TilePlan:
+    def whole(cls, grid_thw: Sequence[int]) -> Tiles:
         """One tile for everything."""
         time, height, width = (Span(0, size) for size in grid_thw)
         return cls((time,), (height,), (width,))
@@ -77,7 +77,7 @@ class TilePlan:
     @classmethod
     def strided(
         cls, grid_thw: Sequence[int], tile_thw: Sequence[int], stride_thw: Sequence[int]
-    ) -> TilePlan:
+    ) -> Tiles:
         """Tiles of a given size at given steps.
 
         Args:
@@ -93,7 +93,7 @@ class TilePlan:
         return cls(_with_past(time), height, width)
 
     @classmethod
-    def smallest(cls, grid_thw: Sequence[int]) -> TilePlan:
+    def smallest(cls, grid_thw: Sequence[int]) -> Tiles:
         """The smallest tiles there are."""
         stride = (MIN_TIME_STRIDE, MIN_SPACE_STRIDE, MIN_SPACE_STRIDE)
         overlap = (TIME_OVERLAP + 1, SPACE_OVERLAP, SPACE_OVERLAP)
@@ -117,20 +117,20 @@ class TilePlan:
         )
         return time, height, width
 
-    def shrink(self, index: int, *, time_first: bool = False) -> TilePlan | None:
-        """A plan with tiles half as large from span of time `index` on.
+    def shrink(self, index: int, *, time_first: bool = False) -> Tiles | None:
+        """A tiling with tiles half as large from span of time `index` on.
 
         Args:
             index: The first span that may change.
             time_first: Whether time is divided before space.
 
         Returns:
-            The plan, or None if the tiles are as small as they may be.
+            The tiling, or None if the tiles are as small as they may be.
         """
         space, time = self._shrink_space(), self._shrink_time(index)
         return (time or space) if time_first else (space or time)
 
-    def _shrink_space(self) -> TilePlan | None:
+    def _shrink_space(self) -> Tiles | None:
         _, height, width = self.largest_thw
         if max(height, width) <= MIN_SPACE_STRIDE + SPACE_OVERLAP:
             return None
@@ -139,7 +139,7 @@ class TilePlan:
         stride = max(MIN_SPACE_STRIDE, math.ceil(tile / 2) - SPACE_OVERLAP)
         return replace(self, **{axis: _stride_over(size, stride + SPACE_OVERLAP, stride)})
 
-    def _shrink_time(self, index: int) -> TilePlan | None:
+    def _shrink_time(self, index: int) -> Tiles | None:
         groups = _groups(self.time)
         rest = groups[index]
         smallest = MIN_TIME_STRIDE + TIME_OVERLAP
@@ -151,7 +151,7 @@ class TilePlan:
         return replace(self, time=_with_past((*groups[:index], *moved)))
 
 
-def plan_tiles(
+def fit_tiles(
     config: VAEConfig,
     latent_shape: Sequence[int],
     budget_bytes: int,
@@ -159,7 +159,7 @@ def plan_tiles(
     *,
     direction: Direction = "decode",
     must_fit: bool = True,
-) -> TilePlan:
+) -> Tiles:
     """Choose the fewest tiles whose estimated memory fits a budget.
 
     Args:
@@ -172,25 +172,25 @@ def plan_tiles(
             are tried, as estimates are on the safe side.
 
     Returns:
-        The plan; a single tile where everything fits.
+        The tiling; a single tile where everything fits.
 
     Raises:
         ValueError: Not even the smallest tiles fit, and `must_fit`.
     """
     batch, _, *grid = latent_shape
-    best: TilePlan | None = None
+    best: Tiles | None = None
     least = math.inf
-    for plan in _candidates(grid):
-        if best is not None and _cost(plan) >= _cost(best):
+    for tiling in _candidates(grid):
+        if best is not None and _cost(tiling) >= _cost(best):
             continue
-        needed = plan_bytes(config, plan, batch, dtype, direction=direction)
+        needed = tiled_bytes(config, tiling, batch, dtype, direction=direction)
         least = min(least, needed)
         if needed <= budget_bytes:
-            best = plan
-            if plan.num_tiles == 1:
+            best = tiling
+            if tiling.num_tiles == 1:
                 break
     if best is None and not must_fit:
-        return TilePlan.smallest(grid)
+        return Tiles.smallest(grid)
     if best is None:
         raise ValueError(
             f"memory_budget {_mib(budget_bytes)} MiB is too small to {direction} latents of "
@@ -200,20 +200,20 @@ def plan_tiles(
     return best
 
 
-def plan_bytes(
+def tiled_bytes(
     config: VAEConfig,
-    plan: TilePlan,
+    tiling: Tiles,
     batch: int,
     dtype: torch.dtype,
     *,
     direction: Direction = "decode",
     with_library: bool = True,
 ) -> int:
-    """Count what working through a plan takes; weights, input and result aside.
+    """Count what working through a tiling takes; weights, input and result aside.
 
     Args:
         config: The autoencoder.
-        plan: The tiles.
+        tiling: The tiles.
         batch: Clips at once.
         dtype: Of the network.
         direction: What the tiles are for.
@@ -223,23 +223,23 @@ def plan_bytes(
         Bytes.
     """
     count = tile_bytes if with_library else tensor_bytes
-    time, height, width = plan.largest_thw[0], plan.height[-1].stop, plan.width[-1].stop
+    time, height, width = tiling.largest_thw[0], tiling.height[-1].stop, tiling.width[-1].stop
     if direction == "decode":
         factor_t, factor_h, factor_w = compression_thw(config)
         cells = 3 * ((time - 1) * factor_t + 1) * height * factor_h * width * factor_w
     else:
         cells = 2 * config.latent_channels * time * height * width
     # in fp32: the span of time that is put together from tiles, and the one before it
-    spans = (plan.tiles_per_span > 1) + (len(plan.time) > 1)
-    return count(config, plan.largest_thw, batch, dtype, direction) + 4 * batch * spans * cells
+    spans = (tiling.tiles_per_span > 1) + (len(tiling.time) > 1)
+    return count(config, tiling.largest_thw, batch, dtype, direction) + 4 * batch * spans * cells
 
 
-def _cost(plan: TilePlan) -> tuple[int, int, int]:
-    return plan.num_tiles, len(plan.time), math.prod(plan.largest_thw)
+def _cost(tiling: Tiles) -> tuple[int, int, int]:
+    return tiling.num_tiles, len(tiling.time), math.prod(tiling.largest_thw)
 
 
-def _candidates(grid_thw: Sequence[int]) -> Iterator[TilePlan]:
-    """Every plan of evenly sized tiles, from one tile to the smallest tiles."""
+def _candidates(grid_thw: Sequence[int]) -> Iterator[Tiles]:
+    """Every tiling of evenly sized tiles, from one tile to the smallest tiles."""
     time, height, width = grid_thw
     times = _even_spans(time - 1, TIME_OVERLAP, MIN_TIME_STRIDE)
     heights = _even_spans(height, SPACE_OVERLAP, MIN_SPACE_STRIDE)
@@ -247,7 +247,7 @@ def _candidates(grid_thw: Sequence[int]) -> Iterator[TilePlan]:
     for spans_t in times:
         for spans_h in heights:
             for spans_w in widths:
-                yield TilePlan(_with_past(spans_t), spans_h, spans_w)
+                yield Tiles(_with_past(spans_t), spans_h, spans_w)
 
 
 def _even_spans(size: int, overlap: int, min_stride: int) -> list[tuple[Span, ...]]:
@@ -288,8 +288,8 @@ def _check_spans(name: str, spans: Sequence[Span]) -> None:
     thirds = all(a.stop <= c.start for a, c in zip(spans, spans[2:], strict=False))
     if not (spans and spans[0].start == 0 and neighbours and thirds):
         raise ValueError(
-            f"{name} spans {[tuple(span) for span in spans]} of the plan: they must begin at 0, "
-            "leave no gap, and overlap their neighbours only; build them with TilePlan.strided."
+            f"{name} spans {[tuple(span) for span in spans]} of the tiling: they must begin at 0, "
+            "leave no gap, and overlap their neighbours only; build them with Tiles.strided."
         )
 
 
