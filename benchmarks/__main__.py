@@ -44,7 +44,7 @@ def default_folder(device: torch.device, *, partial: bool) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where everything runs")
     parser.add_argument(

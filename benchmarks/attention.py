@@ -41,7 +41,7 @@ PREDICTED_ON_CUDA = (7.0, 5.0)
 def random_map(
     num_blocks: int, density: float, generator: torch.Generator, device: torch.device
 ) -> BlockMap:
-    """A map whose rows keep different numbers of blocks, `density` of all on average."""
+    """Return a map whose rows keep different numbers of blocks, `density` of all on average."""
     spread = density * (0.5 + torch.rand(1, HEADS, num_blocks, 1, generator=generator))
     kept = torch.rand(1, HEADS, num_blocks, num_blocks, generator=generator) < spread
     kept |= torch.eye(num_blocks, dtype=torch.bool)
@@ -59,7 +59,7 @@ def make_inputs(
 
 
 def backends(device: torch.device, dtype: torch.dtype) -> dict[str, Attend]:
-    """What is compared: pure PyTorch, and what else is here for this device."""
+    """Return what is compared: pure PyTorch, and what else is here for this device."""
     names = [name for name in SPARSE.get(device.type, ("gathered",)) if missing(name) is None]
     if dtype != torch.bfloat16 and "block_sparse" in names:
         names.remove("block_sparse")  # it would hand the work to another
@@ -69,7 +69,7 @@ def backends(device: torch.device, dtype: torch.dtype) -> dict[str, Attend]:
 def forward(
     tokens: int, density: float, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Run]:
-    """Forward passes."""
+    """Time forward passes."""
     qkv, block_map = make_inputs(tokens, density, head_dim, dtype, device)
     runs: dict[str, Run] = {"sdpa dense": lambda: scaled_dot_product_attention(*qkv)}
     for name, attend in backends(device, dtype).items():
@@ -78,7 +78,7 @@ def forward(
 
 
 def training(tokens: int, density: float, device: torch.device) -> dict[str, Run]:
-    """Forward and backward."""
+    """Time forward and backward passes."""
     qkv, block_map = make_inputs(tokens, density, 64, torch.float32, device)
 
     def run(attend: Callable[..., Tensor]) -> None:
@@ -93,7 +93,7 @@ def training(tokens: int, density: float, device: torch.device) -> dict[str, Run
 
 
 def map_building(tokens: int, device: torch.device) -> dict[str, Run]:
-    """Making the map against attending with it."""
+    """Compare making the map with attending with it."""
     (q, k, v), block_map = make_inputs(tokens, 0.1, 64, torch.float32, device)
     return {
         "map": partial(top_p_blocks, q, k, BLOCK, 0.9),
@@ -102,7 +102,7 @@ def map_building(tokens: int, device: torch.device) -> dict[str, Run]:
 
 
 def disturbed(tokens: int) -> dict[str, Run]:
-    """The same while another process keeps one core busy."""
+    """Time the same while another process keeps one core busy."""
     runs = forward(tokens, 0.1, 64, torch.float32, torch.device("cpu"))
     return {name: busy_process(runs[name]) for name in ("sdpa dense", "gathered")}
 

@@ -10,7 +10,8 @@ _LOOP = "import time\nend = time.time() + 300\nwhile time.time() < end: sum(rang
 
 
 def busy_process(run: Callable[[], object]) -> Callable[[], object]:
-    """The same run, beside a loop in another process, which ends by itself after five minutes."""
+    """Return the same run, beside a loop in another process, which ends by itself after five
+    minutes."""
 
     def beside() -> object:
         with subprocess.Popen([sys.executable, "-c", _LOOP]) as other:

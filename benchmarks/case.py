@@ -59,7 +59,7 @@ class Result:
     """The case's."""
 
     def ratio(self, goal: Goal) -> float | None:
-        """What the goal asks for; None where memory could not be read."""
+        """Return what the goal asks for; None where memory could not be read."""
         ours, peer = self.readings[goal.ours], self.readings[goal.peer]
         if not goal.memory:
             return peer.seconds / ours.seconds

@@ -93,7 +93,7 @@ def implied_density(row: Published) -> float:
 
 
 def map_seconds(row: Published) -> float:
-    """What the memory needs for making the maps of one step."""
+    """Return what the memory needs for making the maps of one step."""
     return step_traffic(VARIANTS[row.variant], row.tokens, block_size=BLOCK).maps / BANDWIDTH
 
 
@@ -104,7 +104,7 @@ def _percent(*columns: str) -> list[str]:
 
 
 def markdown() -> str:
-    """The page."""
+    """Return the page."""
     lines = [
         "# What a step of the large models should take",
         "",

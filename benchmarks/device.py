@@ -12,7 +12,7 @@ DEVICES = ("cpu", "cuda", "mps")
 
 
 def find_device(name: str) -> torch.device:
-    """A device by its name in `DEVICES`.
+    """Return a device by its name in `DEVICES`.
 
     Raises:
         ValueError: There is no such device here.
@@ -32,7 +32,7 @@ def find_device(name: str) -> torch.device:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What figures of this device were measured on."""
+    """Return what figures of this device were measured on."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return {
         **_accelerator(device),

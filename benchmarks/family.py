@@ -31,7 +31,8 @@ LOADED = DiTConfig(1024, 4096, 512, 2, 12, (16, 24, 24))
 
 
 def nano_clip(device: torch.device) -> dict[str, Run]:
-    """A default clip of the bundled model; and its sampling alone, with diffusers' network."""
+    """Return a default clip of the bundled model; and its sampling alone, with diffusers'
+    network."""
     pipeline = load_pipeline("nano", device=device)
     path = nano_path("transformer")
     transformer, _ = load_transformer(path, dtype=torch.float32, device=device)
@@ -63,7 +64,7 @@ def nano_clip(device: torch.device) -> dict[str, Run]:
 def pipelines(
     settings: SamplingSettings, vae_config: VideoVAEConfig, device: torch.device
 ) -> dict[str, Run]:
-    """A clip by both pipelines, from encoded text to frames, in nano's dimensions."""
+    """Return a clip by both pipelines, from encoded text to frames, in nano's dimensions."""
     config = VARIANTS["nano"]
     transformer, their_transformer = build_pair(config, torch.float32, device)
     our_vae, their_vae = vae.build_pair(vae_config, torch.float32, device)
@@ -97,7 +98,7 @@ def read_pages(model: torch.nn.Module) -> None:
 
 
 def loading(config: DiTConfig, device: torch.device) -> dict[str, Run]:
-    """A transformer from disk to the device in bf16, from the page cache, all of it read."""
+    """Return a transformer from disk to the device in bf16, from the page cache, all of it read."""
     folder = tempfile.TemporaryDirectory()  # both candidates hold on to it
     ours, theirs = build_pair(config, torch.bfloat16)
     theirs.save_pretrained(folder.name)
@@ -119,7 +120,7 @@ def loading(config: DiTConfig, device: torch.device) -> dict[str, Run]:
 
 
 def cases(quick: bool, device: torch.device) -> Iterator[Case]:
-    """A clip of the bundled model, one by both pipelines, and loading."""
+    """Yield a clip of the bundled model, one by both pipelines, and loading."""
     if not quick:
         yield Case(
             "family",

@@ -25,11 +25,12 @@ class Meter(Protocol):
     """What is read before and after a candidate runs."""
 
     def now(self) -> float:
-        """Seconds, with everything done that was asked for before."""
+        """Return the time in seconds, once everything is done that was asked for before."""
         ...
 
     def peak_bytes(self, run: Run) -> int | None:
-        """The most memory that one run takes above what was taken before; None if unknown."""
+        """Return the most memory, in bytes, that one run takes above what was taken before; None if
+        unknown."""
         ...
 
 
@@ -37,7 +38,7 @@ class HostMeter:
     """Of the process: its time, and its resident set, which only Linux tells."""
 
     def now(self) -> float:
-        """Seconds."""
+        """Return the time in seconds."""
         return time.perf_counter()
 
     def peak_bytes(self, run: Run) -> int | None:
@@ -64,7 +65,7 @@ class AcceleratorMeter:
     """`torch.cuda` or `torch.mps`."""
 
     def now(self) -> float:
-        """Seconds, once the queue is empty."""
+        """Return the time in seconds, once the queue is empty."""
         self.backend.synchronize()
         return time.perf_counter()
 
@@ -82,13 +83,13 @@ class AcceleratorMeter:
 
 
 def meter_of(device: torch.device) -> Meter:
-    """The meter of a device."""
+    """Return the meter of a device."""
     if device.type == "cpu":
         return HostMeter()
     return AcceleratorMeter({"cuda": torch.cuda, "mps": torch.mps}[device.type])
 
 
 def _status(path: Path, key: str) -> int:
-    """An entry of /proc/self/status in bytes."""
+    """Return an entry of /proc/self/status in bytes."""
     line = next(line for line in path.read_text().splitlines() if line.startswith(key + ":"))
     return int(line.split()[1]) * 1024

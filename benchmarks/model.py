@@ -54,7 +54,7 @@ def nabla_of_density(model: CrossDiT, inputs: dict, density: float) -> Nabla:
 def dense(
     config: DiTConfig, latent_thw: tuple[int, int, int], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Run]:
-    """A dense step of both."""
+    """Return a dense step of both."""
     ours, theirs = build_pair(config, dtype, device)
     inputs = make_inputs(config, latent_thw, dtype, device)
     return {
@@ -74,7 +74,7 @@ def sparse(
     *,
     left_out: str = "",
 ) -> dict[str, Run]:
-    """A sparse step of ours, eager and compiled around attention, against diffusers dense.
+    """Return a sparse step of ours, eager and compiled around attention, against diffusers dense.
 
     Attention is plain PyTorch's, whatever `auto` would take; on CUDA also FlexAttention, whose
     kernel works on tensor cores. One candidate can be left out where it takes too long.
@@ -106,7 +106,7 @@ def sparse_both(
     density: float,
     device: torch.device,
 ) -> dict[str, Run]:
-    """A sparse step of both with the same P and window."""
+    """Return a sparse step of both with the same P and window."""
     patch_nabla()
     ours, theirs = build_pair(config, dtype, device)
     inputs = make_inputs(config, latent_thw, dtype, device)

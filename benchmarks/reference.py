@@ -74,7 +74,7 @@ def make_inputs(
     dtype: torch.dtype,
     device: torch.device = CPU,
 ) -> dict[str, Tensor]:
-    """What both take: x (1, C, T, H, W), t, text tokens and pooled text."""
+    """Return what both take: x (1, C, T, H, W), t, text tokens and pooled text."""
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
@@ -126,7 +126,7 @@ def run_upstream(
 
 
 def attend_to_mask(query: Tensor, key: Tensor, value: Tensor, attn_mask=None, **options):  # noqa: ANN001, ANN003, ANN201
-    """What diffusers' dispatcher should make of (B, S, N, K) and the mask of its NABLA.
+    """Return what diffusers' dispatcher should make of (B, S, N, K) and the mask of its NABLA.
 
     The mask of blocks is written out for every token, in the dtype of a bias: the way that a user
     would find, and the peer of our sparse step. Everything else goes to the dispatcher itself.
@@ -172,11 +172,12 @@ class FixedText:
         }
 
     def encode(self, prompts: Sequence[str], **_: object) -> TextConditioning:
-        """What our pipeline asks for."""
+        """Return what our pipeline asks for."""
         return TextConditioning.concat([self.known[prompt] for prompt in prompts])
 
     def upstream_arguments(self) -> dict[str, Tensor]:
-        """What diffusers' pipelines take in place of "good", with "bad" as the negative prompt."""
+        """Return what diffusers' pipelines take in place of "good", with "bad" as the negative
+        prompt."""
         arguments = {}
         for prefix, prompt in (("", "good"), ("negative_", "bad")):
             text = self.known[prompt]

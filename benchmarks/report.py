@@ -34,7 +34,8 @@ def write(sections: Mapping[str, Section], folder: Path) -> None:
 
 
 def as_markdown(sections: Mapping[str, Section]) -> str:
-    """A table for each group; the first candidate of a case is what the others are held against."""
+    """Return a table for each group; the first candidate of a case is what the others are held
+    against."""
     lines = [
         "# Benchmarks",
         "",
@@ -93,7 +94,7 @@ def _verdict(result: Result, goal: Goal) -> str:
 
 
 def plot_attention(results: Sequence[Result], path: Path) -> None:
-    """Speed-up over density at one length, and over length at 10 %, with the ideal."""
+    """Plot the speed-up over density at one length, and over length at 10 %, with the ideal."""
     from matplotlib import pyplot
 
     chosen = [r for r in results if r.facts.get("head_dim") == 64]

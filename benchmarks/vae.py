@@ -77,7 +77,7 @@ def decode(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, Run]:
-    """Latents to pixels, one tile."""
+    """Turn latents into pixels, one tile."""
     ours, theirs = build_pair(config, dtype, device)
     latents = torch.randn(1, config.latent_channels, *thw).to(device, dtype)
     # diffusers' autoencoder of images knows no axis of time
@@ -91,7 +91,7 @@ def decode(
 def encode(
     config: VideoVAEConfig, thw: tuple[int, int, int], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Run]:
-    """Pixels to latents, one tile."""
+    """Turn pixels into latents, one tile."""
     ours, theirs = build_pair(config, dtype, device)
     t, h, w = thw
     pixels = torch.rand(1, 3, 4 * (t - 1) + 1, 8 * h, 8 * w).to(device, dtype) * 2 - 1
@@ -102,7 +102,7 @@ def encode(
 
 
 def cases(quick: bool, device: torch.device) -> Iterator[Case]:
-    """Decoding and encoding clips, decoding images, both dtypes."""
+    """Yield decoding and encoding of clips, decoding of images, in both dtypes."""
     config = replace(SMALL, block_out_channels=TOY_WIDTHS) if quick else SMALL
     thw = (2, 4, 4) if quick else LATENT_THW
     t, h, w = thw

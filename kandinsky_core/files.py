@@ -15,7 +15,7 @@ CACHE_VARIABLE = "KANDINSKY_CORE_CACHE"
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept, such as built libraries; it need not exist."""
+    """Return where what can be made again is kept, such as built libraries; it need not exist."""
     given = os.environ.get(CACHE_VARIABLE)
     if given:
         return Path(given)

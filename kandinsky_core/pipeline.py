@@ -68,7 +68,7 @@ class Pipeline:
 
 
 def nabla_for(settings: SamplingSettings) -> Nabla | None:
-    """The sparse attention that settings ask for; None where they ask for dense."""
+    """Return the sparse attention that settings ask for; None where they ask for dense."""
     if settings.attention == "dense":
         return None
     return Nabla(settings.nabla_p, settings.tile_thw, settings.sta_window_thw)
@@ -161,7 +161,7 @@ def _match_loras(model: CheckpointInfo, paths: Sequence[str | Path]) -> list[Lor
 
 
 def _part(model: Path, name: str, option: str) -> Path:
-    """The folder of a part inside a Diffusers folder."""
+    """Return the folder of a part inside a Diffusers folder."""
     part = model / name
     if not part.is_dir():
         raise ValueError(

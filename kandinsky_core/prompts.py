@@ -101,7 +101,7 @@ def parse_prompts(
 
 
 def _parts(text: str, split: Split) -> list[tuple[int, int, str]]:
-    """Numbers of the first and last line, and text, of each prompt."""
+    """Return the numbers of the first and last line, and text, of each prompt."""
     lines = [
         (number, line.strip())
         for number, line in enumerate(text.splitlines(), start=1)

@@ -31,12 +31,12 @@ def fill_size(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def to_unit_range(image: Tensor) -> Tensor:
-    """IMAGE (B, H, W, 3) in 0..1 -> pixels (B, 3, H, W) in [-1, 1]."""
+    """Turn an IMAGE (B, H, W, 3) in 0..1 into pixels (B, 3, H, W) in [-1, 1]."""
     return rearrange(image, "b h w c -> b c h w") * 2 - 1
 
 
 def pixels_to_image(chunks: Iterable[Tensor], num_frames: int) -> Tensor:
-    """Pixels as they come -> one IMAGE, whose memory is taken once.
+    """Turn pixels, as they come, into one IMAGE, whose memory is taken once.
 
     Args:
         chunks: Pixels (1, 3, f, H, W), about [-1, 1], of one size.
@@ -58,5 +58,5 @@ def pixels_to_image(chunks: Iterable[Tensor], num_frames: int) -> Tensor:
 
 
 def frames_to_image(*frames: np.ndarray) -> Tensor:
-    """Pictures uint8 (H, W, 3) of one size -> IMAGE (B, H, W, 3) in 0..1."""
+    """Turn pictures uint8 (H, W, 3) of one size into an IMAGE (B, H, W, 3) in 0..1."""
     return torch.from_numpy(np.stack(frames)).to(torch.float32) / 255

@@ -13,7 +13,7 @@ from .convert import pixels_to_image
 
 
 def vae_input() -> io.Input:
-    """What decodes."""
+    """Return what decodes."""
     return io.Vae.Input(
         "vae",
         tooltip=(
@@ -23,7 +23,7 @@ def vae_input() -> io.Input:
 
 
 def budget_input() -> io.Input:
-    """Memory for the work."""
+    """Make `memory_budget_gb`, the memory for the work in GB."""
     return io.Float.Input(
         "memory_budget_gb",
         default=0.0,

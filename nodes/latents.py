@@ -18,7 +18,7 @@ MAX_FRAMES = 509
 
 
 def size_inputs() -> list[io.Input]:
-    """Width, height and length, as every node that makes a latent has them."""
+    """Make width, height and length, as every node that makes a latent has them."""
     return [
         io.Int.Input(
             "width",
@@ -51,14 +51,14 @@ def size_inputs() -> list[io.Input]:
 
 
 def batch_input() -> io.Input:
-    """How many at once."""
+    """Return how many at once."""
     return io.Int.Input(
         "batch_size", default=1, min=1, max=64, tooltip="Clips or images made at once."
     )
 
 
 def empty_latent(width: int, height: int, length: int, batch_size: int, channels: int = 16) -> Any:
-    """A LATENT of zeros.
+    """Make a LATENT of zeros.
 
     Raises:
         ValueError: The size does not fit; the sentence names the nearest that do.

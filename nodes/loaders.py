@@ -122,7 +122,7 @@ class LoadTextEncoders(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, qwen_name: str = host.NANO, **_: Any) -> str:
-        """Changes with the mmproj files beside a GGUF file, which no input names."""
+        """Change with the mmproj files beside a GGUF file, which no input names."""
         return host.fingerprint_vision(qwen_name)
 
     @classmethod

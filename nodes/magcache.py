@@ -230,7 +230,7 @@ def _release(model: Any) -> Release:
 
 
 def _published(model: Any, size: Size) -> MagRatios:
-    """The ratios published for a checkpoint at a size."""
+    """Return the ratios published for a checkpoint at a size."""
     release, settings = _release(model), host.settings_for(model, None)
     try:
         return find_ratios(release, settings.for_size(*size))
@@ -243,7 +243,8 @@ def _published(model: Any, size: Size) -> MagRatios:
 
 
 def _from_checkpoint(model: Any) -> Callable[[Size, Task], MagRatios]:
-    """The published ratios; a checkpoint without any is refused at once and not in sampling."""
+    """Return the published ratios; a checkpoint without any is refused at once and not in
+    sampling."""
     if not host.is_kandinsky(model):
         raise ValueError(
             f"ratios: {FROM_CHECKPOINT} reads a model of Load Model (Kandinsky 5), this one is "
@@ -270,7 +271,8 @@ def _released(name: str) -> Callable[[Size, Task], MagRatios]:
 
 
 def _from_file(model: Any, name: str, input_id: str) -> Callable[[Size, Task], MagRatios]:
-    """The ratios of a file, with a warning, once, where they are used for what they are not of."""
+    """Return the ratios of a file, with a warning, once, where they are used for what they are not
+    of."""
     path = host.ratios_path(name, input_id)
     if not path.is_file():
         known = ", ".join(host.ratio_names()) or "none yet"

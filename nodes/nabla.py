@@ -159,7 +159,8 @@ class SparseAttention(io.ComfyNode):
 
 
 def _foreign(model: Any, mode: str, choice: host.AttentionChoice) -> Any:
-    """A MODEL of the host's own with the numbers of the node, or as it was before such a node."""
+    """Return a MODEL of the host's own with the numbers of the node, or as it was before such a
+    node."""
     if choice.attention is None:
         raise ValueError(
             f"mode: {mode} reads the settings of a checkpoint from Load Model (Kandinsky 5), this "

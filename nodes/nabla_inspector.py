@@ -48,7 +48,7 @@ class Recorder:
             self.chosen = BlockMap(kept, block_map.tile_thw, block_map.grid_thw)
 
     def table(self) -> np.ndarray:
-        """Densities (layers, steps), mean over heads; NaN where the blocks did not run."""
+        """Return densities (layers, steps), mean over heads; NaN where the blocks did not run."""
         layers = 1 + max(layer for layer, _ in self.density)
         table = np.full((layers, len(self._sigmas)), np.nan)
         for place, density in self.density.items():
@@ -193,7 +193,7 @@ class NablaInspector(io.ComfyNode):
 def _run_settings(
     model: Any, steps: int, cfg: float, latent: dict[str, Any]
 ) -> tuple[torch.Tensor, float]:
-    """Times and guidance scale: given, or the checkpoint's if the MODEL has one."""
+    """Return times and guidance scale: given, or the checkpoint's if the MODEL has one."""
     if host.is_kandinsky(model):
         sigmas = make_sigmas(model, steps, 0.0, 1.0, latent)
         return sigmas, cfg or host.settings_for(model, latent).guidance_scale
@@ -206,7 +206,8 @@ def _run_settings(
 
 
 def _pictures(latent: dict[str, Any], vae: Any, ours: bool) -> np.ndarray:
-    """A picture for each latent frame of the first clip, uint8 (T, H, W, 3); grey without a VAE."""
+    """Return a picture for each latent frame of the first clip, uint8 (T, H, W, 3); grey without a
+    VAE."""
     samples = latent["samples"][:1]
     count = samples.shape[2] if samples.ndim == 5 else 1
     if vae is None:

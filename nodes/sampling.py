@@ -16,7 +16,7 @@ CATEGORY = "Kandinsky 5"
 
 
 def schedule_inputs() -> list[io.Input]:
-    """Steps, shift and denoise; 0 asks the checkpoint."""
+    """Make `steps`, `shift` and `denoise`; 0 asks the checkpoint."""
     return [
         steps_input("Sampling steps; 0 uses the number the checkpoint was made for."),
         shift_input(
@@ -40,7 +40,7 @@ def schedule_inputs() -> list[io.Input]:
 def make_sigmas(
     model: Any, steps: int, shift: float, denoise: float, latent: dict[str, Any] | None
 ) -> torch.Tensor:
-    """The core's times, cut to the last `steps` for a denoise below 1 as ComfyUI does."""
+    """Return the core's times, cut to the last `steps` for a denoise below 1 as ComfyUI does."""
     if denoise <= 0.0:
         return torch.empty(0)
     steps = steps or host.settings_for(model, latent).num_steps
@@ -49,7 +49,7 @@ def make_sigmas(
 
 
 def resolve_shift(model: Any, shift: float, latent: dict[str, Any] | None) -> float:
-    """What is typed, else what a node put on the model, else the checkpoint's."""
+    """Return what is typed, else what a node put on the model, else the checkpoint's."""
     patched = host.sampling_shift(model)  # refuses what no shift can replace
     return shift or patched or host.settings_for(model, latent).shift
 

@@ -17,7 +17,7 @@ ATTENTION: dict[str, Attention | None] = {"auto": None, "dense": "dense", "nabla
 
 
 def _override_inputs() -> list[io.Input]:
-    """What may be typed in place of the checkpoint's; 0 and auto ask the checkpoint."""
+    """Make what may be typed in place of the checkpoint's; 0 and auto ask the checkpoint."""
     return [
         io.Combo.Input(
             "size_class",
@@ -200,7 +200,7 @@ class Settings(io.ComfyNode):
 
 
 def _where_from(info: CheckpointInfo) -> str:
-    """Which row of the table a checkpoint was given, and why."""
+    """Return which row of the table a checkpoint was given, and why."""
     facts = (
         f"{name} {getattr(info, name)} ({info.sources[name]})"
         for name in ("task", "seconds", "stage")

@@ -56,7 +56,7 @@ def artifacts() -> Path:
 
 @pytest.fixture(scope="session")
 def benchmark():
-    """A module of the benchmarks: `benchmark("reference")`.
+    """Yield a module of the benchmarks: `benchmark("reference")`.
 
     They are not installed, and their folder's parent must not be on the path (see pyproject.toml).
     """
@@ -73,7 +73,7 @@ def benchmark():
 
 @pytest.fixture
 def foreign_workflow():
-    """Reads a workflow of other nodes by name, anew each time.
+    """Read a workflow of other nodes by name, anew each time.
 
     Those of `SMALL` are part of the project. The official pack's files and ComfyUI's templates are
     not; a test skips and says which one it lacks.
@@ -95,7 +95,8 @@ def foreign_workflow():
 
 @pytest.fixture(scope="session")
 def to_api():
-    """What the page does before it queues a workflow: `to_api(workflow, inputs_of) -> API form`.
+    """Return what the page does before it queues a workflow: `to_api(workflow, inputs_of) -> API
+    form`.
 
     `inputs_of(type)` gives a node's {"required": {name: [type, options]}, "optional": {...}}.
     """
@@ -125,7 +126,7 @@ def _api_node(node, links, spec):
 
 @pytest.fixture(scope="session")
 def comfy_server(tmp_path_factory, artifacts):
-    """A real ComfyUI with the pack linked in, one for the whole run.
+    """Yield a real ComfyUI with the pack linked in, one for the whole run.
 
     `.base` is its folder (models/, input/, output/), `.log()` what it printed, `.url` the page.
     `EXTRA_MODELS` beside it is a second tree of models, known from an extra_model_paths file.
@@ -263,7 +264,7 @@ class PeakMemory(TorchDispatchMode):
 
 @pytest.fixture
 def peak_memory():
-    """Counts bytes of tensors: `with peak_memory(*given) as memory: ...; memory.peak`.
+    """Count bytes of tensors: `with peak_memory(*given) as memory: ...; memory.peak`.
 
     It sees the operations of its own thread alone, so there is one.
     """

@@ -62,7 +62,7 @@ def _rows(
     save: tuple[str, list[Any]],
     picture: str = "",
 ) -> dict[str, Row]:
-    """The rows of one workflow; with a picture, it is encoded and shown to who rewrites."""
+    """Return the rows of one workflow; with a picture, it is encoded and shown to who rewrites."""
     text = {"model": ("text", 0), "gen_type": ("dit", 2)}
     shown = {"image": ("picture", 0)} if picture else {}
     seen = shown if task == "I2I" else {}

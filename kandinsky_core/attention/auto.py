@@ -66,7 +66,7 @@ def attend(
     mask: Tensor | None = None,
     block_map: BlockMap | None = None,
 ) -> Tensor:
-    """Dense attention, or a map's blocks alone; arguments and result as in `Attend`.
+    """Attend to everything, or to a map's blocks alone; arguments and result as in `Attend`.
 
     Whichever backend runs, the result is that of the map: where it keeps most blocks, a mask
     on dense attention is faster than gathering. Gradients are always gathered's: what fails only
@@ -88,13 +88,13 @@ def attend(
 
 
 def _density(block_map: BlockMap) -> float:
-    """Mean share of blocks of the heads that do not keep all; 1 if there are none."""
+    """Return the mean share of blocks of the heads that do not keep all; 1 if there are none."""
     densities = [share for share in block_map.density.flatten().tolist() if share < 1]
     return sum(densities) / len(densities) if densities else 1.0
 
 
 def _kernels(q: Tensor, k: Tensor, block_map: BlockMap, density: float) -> Iterator[Tried]:
-    """Backends that beat those in plain PyTorch at this, the best first."""
+    """Yield the backends that beat those in plain PyTorch at this, the best first."""
     if q.device.type == "cpu":
         if fits_kernel(q, k, block_map) and COMPILED.is_there():
             name = str(q.dtype).removeprefix("torch.")

@@ -57,7 +57,8 @@ class BlockMap:
         return BlockMap(self.kept[some][:, None], self.tile_thw, self.grid_thw)
 
     def token_mask(self, num_keys: int | None = None) -> Tensor:
-        """The same choice per token; keys beyond the map's, up to `num_keys`, are always seen.
+        """Return the same choice per token; keys beyond the map's, up to `num_keys`, are always
+        seen.
 
         Returns:
             Boolean (B, N, S, num_keys or S).

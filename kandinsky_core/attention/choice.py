@@ -23,7 +23,7 @@ BACKENDS = (*_ALWAYS, "flex", *PACKAGES, "compiled")
 
 
 def missing(name: str) -> str | None:
-    """Why a backend cannot be loaded here; None if it can."""
+    """Return why a backend cannot be loaded here; None if it can."""
     if name in PACKAGES:
         try:
             PACKAGES[name].load()

@@ -58,6 +58,6 @@ def full_heads_apart(attend: Attend) -> Attend:
 
 
 def _attend_all(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None) -> Tensor:
-    """Dense attention; arguments and result as in `Attend`."""
+    """Attend densely; arguments and result as in `Attend`."""
     key_mask = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, L)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask)

@@ -71,7 +71,8 @@ class Nabla:
     def layers(
         self, num_layers: int, attend: Attend, tiling: Tiling, device: torch.device
     ) -> list[Attend]:
-        """The self-attention of each layer over tokens in tile order, computed by `attend`."""
+        """Return the self-attention of each layer over tokens in tile order, computed by
+        `attend`."""
         window = None
         if self.sta_window_thw is not None:
             window = sliding_window(tiling.grid_thw, self.sta_window_thw, device)
@@ -80,7 +81,8 @@ class Nabla:
     def choose(
         self, q: Tensor, k: Tensor, tiling: Tiling, window: Tensor | None, layer: int = 0
     ) -> BlockMap:
-        """The map of queries and keys (B, N, S, K) in tile order, with all options applied."""
+        """Return the map of queries and keys (B, N, S, K) in tile order, with all options
+        applied."""
         block_size = math.prod(tiling.tile_thw)
         kept = top_p_blocks(q, k, block_size, self.cdf_threshold, min_blocks=self.min_blocks)
         if window is not None:
@@ -138,7 +140,7 @@ def top_p_blocks(
     min_blocks: int = 0,
     work_bytes: int = WORK_BYTES,
 ) -> Tensor:
-    """Blocks whose coarse attention covers a share of each row.
+    """Return blocks whose coarse attention covers a share of each row.
 
     Entries of a row are summed from the smallest up and kept from where the sum reaches 1 - P.
     As in the reference everything happens in the dtype of q: in bf16 the sums are rounded.
@@ -216,11 +218,12 @@ def map_bytes(heads: int, blocks: int, head_dim: int, item: int) -> int:
 
 
 def _row_bytes(blocks: int, item: int) -> int:
-    """A row is there as products, probabilities, sorted values and 64-bit indices, and its mask."""
+    """Count what there is of a row: products, probabilities, sorted values, 64-bit indices, its
+    mask."""
     return 4 * blocks * item + 9 * blocks
 
 
 def _pieces_of_map(heads: int, blocks: int, item: int, work_bytes: int) -> tuple[int, int]:
-    """Heads, and rows of each of them, that are made at once."""
+    """Return how many heads, and rows of each of them, are made at once."""
     heads_at_once = min(heads, max(1, work_bytes // 4 // (blocks * blocks * item)))
     return heads_at_once, max(1, work_bytes // (heads_at_once * _row_bytes(blocks, item)))

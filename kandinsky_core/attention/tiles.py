@@ -66,7 +66,7 @@ class Tiling(NamedTuple):
         return cls((t, h, w), tile_thw)
 
     def tile(self, x: Tensor) -> Tensor:
-        """Raster order (t slowest, w fastest) -> tile order; x (B, S, D)."""
+        """Put raster order (t slowest, w fastest) into tile order; x (B, S, D)."""
         (gt, gh, gw), (t, h, w) = self
         return rearrange(
             x,
@@ -75,7 +75,7 @@ class Tiling(NamedTuple):
         )  # fmt: skip
 
     def untile(self, x: Tensor) -> Tensor:
-        """Tile order -> raster order; x (B, S, D). Undoes `tile` exactly."""
+        """Put tile order back into raster order; x (B, S, D). Undoes `tile` exactly."""
         (gt, gh, gw), (t, h, w) = self
         return rearrange(
             x,
@@ -89,7 +89,7 @@ def sliding_window(
     window_thw: Sequence[int],
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Tiles within a window around each tile, cut off at the borders (STA).
+    """Return tiles within a window around each tile, cut off at the borders (STA).
 
     Args:
         grid_thw: Tiles per axis.

@@ -48,7 +48,7 @@ class Calibration:
         self._norms = {}
 
     def around(self, *branches: Branch) -> AroundBlocks:
-        """What stands around the visual blocks at the next call; see `BlockCache`."""
+        """Return what stands around the visual blocks at the next call; see `BlockCache`."""
         check_branches(branches, self._num_steps)
         return partial(self._call, branches)
 
@@ -57,7 +57,7 @@ class Calibration:
         self._norms = {}
 
     def ratios(self, source: str) -> MagRatios:
-        """What was measured.
+        """Return what was measured.
 
         Args:
             source: What it was measured on, for messages.

@@ -44,7 +44,7 @@ class BlockCache(Protocol):
         ...
 
     def around(self, *branches: Branch) -> AroundBlocks:
-        """What stands around the visual blocks at the network's next call.
+        """Return what stands around the visual blocks at the network's next call.
 
         Args:
             *branches: What the call computes, in the order of its batch, which is divided among
@@ -133,7 +133,7 @@ class MagCache:
         }
 
     def around(self, *branches: Branch) -> AroundBlocks:
-        """What stands around the visual blocks at the next call; see `BlockCache`."""
+        """Return what stands around the visual blocks at the next call; see `BlockCache`."""
         check_branches(branches, self._num_steps)
         return partial(self._call, branches)
 
@@ -152,7 +152,7 @@ class MagCache:
         }
 
     def summary(self) -> str:
-        """One line on what was skipped, and by whose ratios."""
+        """Return one line on what was skipped, and by whose ratios."""
         counts = self.counts
         skipped = sum(each.skipped for each in counts.values())
         calls = sum(each.calls for each in counts.values())
@@ -167,7 +167,7 @@ class MagCache:
     def _call(
         self, branches: tuple[Branch, ...], visual: Tensor, run: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """The output of the blocks (B, S, D) for their input (B, S, D), run or made up."""
+        """Return the output of the blocks (B, S, D) for their input (B, S, D), run or made up."""
         inputs = split(visual, len(branches))
         tracks = [self._tracks[branch] for branch in branches]
         skips = [

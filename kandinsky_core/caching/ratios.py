@@ -55,7 +55,7 @@ class MagRatios:
             )
 
     def for_steps(self, branch: Literal["cond", "uncond"], num_steps: int) -> list[float] | None:
-        """The ratios of a run with any number of steps.
+        """Return the ratios of a run with any number of steps.
 
         Args:
             branch: Which column.
@@ -89,13 +89,13 @@ def resample(ratios: tuple[float, ...], num_steps: int) -> list[float]:
 
 
 def describe_release(release: Release) -> str:
-    """A checkpoint in words, e.g. "video_lite t2v 5 s sft"."""
+    """Return a checkpoint in words, e.g. "video_lite t2v 5 s sft"."""
     seconds = () if release.seconds is None else (f"{release.seconds} s",)
     return " ".join((release.variant, release.task, *seconds, release.stage))
 
 
 def find_ratios(release: Release, settings: SamplingSettings) -> MagRatios:
-    """The published ratios of a checkpoint.
+    """Return the published ratios of a checkpoint.
 
     Args:
         release: Which checkpoint.
@@ -122,12 +122,12 @@ def find_ratios(release: Release, settings: SamplingSettings) -> MagRatios:
 
 
 def released_names() -> list[str]:
-    """Names of the published ratios, e.g. "k5_lite_t2v_5s_sft_sd"."""
+    """Return the names of the published ratios, e.g. "k5_lite_t2v_5s_sft_sd"."""
     return sorted(_released())
 
 
 def released_ratios(name: str) -> MagRatios:
-    """The published ratios of a name, for whom the checkpoint does not tell."""
+    """Return the published ratios of a name, for whom the checkpoint does not tell."""
     return _from_columns(_released()[name], name)
 
 
@@ -144,7 +144,7 @@ def describe_mismatch(
     row: SamplingSettings,
     task: Task,
 ) -> str:
-    """What a calibration was measured on that will not run.
+    """Return what a calibration was measured on that will not run.
 
     Args:
         measured_on: What was noted about it, from `load_ratios`; a size or a task that was not
@@ -244,5 +244,6 @@ def _from_columns(described: Mapping[str, Any], source: str) -> MagRatios:
 
 
 def _column(values: Any) -> tuple[Any, ...]:
-    """What `MagRatios` can check; anything but a list becomes an empty column, which it refuses."""
+    """Return what `MagRatios` can check; anything but a list becomes an empty column, which it
+    refuses."""
     return tuple(values) if isinstance(values, list) else ()

@@ -91,7 +91,7 @@ _LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lokr_w1", "
 
 
 def find_known(names: Iterable[str]) -> list[Family]:
-    """The parts of ours that the names hold, transformers first."""
+    """Return the parts of ours that the names hold, transformers first."""
     names = list(names)
     foreign = find_foreign(names)
     found = []
@@ -116,7 +116,7 @@ def find_known(names: Iterable[str]) -> list[Family]:
 
 
 def find_foreign(names: Iterable[str]) -> str | None:
-    """What other model the names belong to, with its article, or None."""
+    """Return what other model the names belong to, with its article, or None."""
     names = list(names)
     for what, signatures in _FOREIGN:
         if any(_prefix(name, signature) is not None for name in names for signature in signatures):
@@ -125,7 +125,7 @@ def find_foreign(names: Iterable[str]) -> str | None:
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """Whether the names are those of a LoRA or a like adapter rather than of a model."""
+    """Return whether the names are those of a LoRA or a like adapter rather than of a model."""
     return any(mark in name for name in names for mark in _LORA_MARKS)
 
 

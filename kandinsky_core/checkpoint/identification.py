@@ -96,7 +96,7 @@ def identify(path: str | Path, *, component: Component | None = None) -> Checkpo
 
 
 def describe_metadata(config: Config, **facts: str | int | Sequence[str] | None) -> dict[str, str]:
-    """Metadata for a file of our own, which `identify` reads back.
+    """Make the metadata of a file of our own, which `identify` reads back.
 
     Args:
         config: Dimensions of the network.
@@ -110,7 +110,7 @@ def describe_metadata(config: Config, **facts: str | int | Sequence[str] | None)
 
 
 def strip_prefix(tensors: Mapping[str, TensorEntry], prefix: str) -> dict[str, TensorEntry]:
-    """The entries under `prefix`, without it; others belong to other parts of a model."""
+    """Return the entries under `prefix`, without it; others belong to other parts of a model."""
     return {
         name.removeprefix(prefix): entry
         for name, entry in tensors.items()
@@ -171,7 +171,7 @@ def _dimensions(
     tensors: Mapping[str, TensorEntry],
     described: Mapping[str, Any],
 ) -> tuple[str, Config | None, dict[str, str]]:
-    """Variant, config and their sources."""
+    """Return the variant, the config and their sources."""
     shapes = {name: entry.shape for name, entry in tensors.items()}
     stated = described.get("config")
     if family.component == "text_encoder":
@@ -276,7 +276,7 @@ def _parse_config(header: Header, kind: type[_Config], stated: Mapping[str, Any]
 def _release(
     path: Path, variant: str, config: Config | None, described: Mapping[str, Any]
 ) -> tuple[Release, SamplingSettings, dict[str, str]]:
-    """What a transformer was trained for, its settings, and the sources of both."""
+    """Return what a transformer was trained for, its settings, and the sources of both."""
     row = variant if variant in DEFAULT_RELEASES else described.get("variant")
     if row not in DEFAULT_RELEASES:
         assert isinstance(config, DiTConfig)
@@ -302,7 +302,8 @@ def _release(
 
 
 def _names(path: Path) -> list[str]:
-    """Names that may speak of a checkpoint, nearest first: its own, then folders named for us."""
+    """Return the names that may speak of a checkpoint, nearest first: its own, then folders named
+    for us."""
     path = path.absolute()
     own = path.name if path.is_dir() else _SUFFIX.split(path.name)[0]
     above = [parent.name for parent in list(path.parents)[: _NAMES_SEARCHED - 1]]
@@ -310,7 +311,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _facts_in_diffusers_config(path: Path, variant: str) -> dict[str, Any]:
-    """The clip length that a Diffusers config.json betrays by its attention settings."""
+    """Return the clip length that a Diffusers config.json betrays by its attention settings."""
     folder = path if path.is_dir() else path.parent
     candidates = (folder / "transformer" / "config.json", folder / "config.json")
     for file in candidates if path.is_dir() else candidates[1:]:

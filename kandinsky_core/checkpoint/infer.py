@@ -80,7 +80,7 @@ def matching_variant(config: DiTConfig) -> str | None:
 def vae_mismatch(
     shapes: Shapes, layout: VAELayout, config: VideoVAEConfig | ImageVAEConfig
 ) -> str | None:
-    """What about a VAE's weights is not as `config` says, or None.
+    """Return what about a VAE's weights is not as `config` says, or None.
 
     Args:
         shapes: Tensor name, without prefix -> shape.
@@ -115,7 +115,7 @@ def vae_mismatch(
 
 
 def _count(shapes: Shapes, name: str) -> int:
-    """Number of blocks in the list `name`; the file must hold each of them."""
+    """Return the number of blocks in the list `name`; the file must hold each of them."""
     pattern = re.compile(rf"{name}\.(\d{{1,9}})\.")
     numbers = {int(match[1]) for key in shapes if (match := pattern.match(key))}
     last = max(numbers, default=-1)

@@ -114,7 +114,7 @@ class CheckpointInfo:
         return 8 * sum(entry.bytes_as(self.dtype) for entry in entries) / self.num_parameters
 
     def to_dict(self) -> dict[str, Any]:
-        """The same facts as plain values, for JSON."""
+        """Return the same facts as plain values, for JSON."""
         return {
             "path": str(self.path),
             "kind": self.kind,
@@ -134,7 +134,7 @@ class CheckpointInfo:
         }
 
     def describe(self) -> str:
-        """Several lines for a reader: what it is, how that is known, what it needs."""
+        """Return several lines for a reader: what it is, how that is known, what it needs."""
         count, unit = self.num_parameters / 1e9, "billion"
         if count < 0.1:
             count, unit = count * 1000, "million"

@@ -273,7 +273,7 @@ def check_names_and_shapes(
 
 
 def _identified(path: str | Path | CheckpointInfo, component: Component | None) -> CheckpointInfo:
-    """What a checkpoint is; its header is read unless that was done."""
+    """Return what a checkpoint is; its header is read unless that was done."""
     if not isinstance(path, CheckpointInfo):
         return identify(path, component=component)
     if component not in (None, path.kind):

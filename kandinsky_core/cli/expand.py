@@ -23,7 +23,7 @@ comes of it, the prompt is printed as it was, and why on the error output.
 
 
 def add_expansion(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """How to write a prompt out; returns the group."""
+    """Add how to write a prompt out; return the group."""
     how = command.add_argument_group("prompt expansion")
     how.add_argument(
         "--keep-language",

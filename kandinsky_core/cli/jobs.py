@@ -40,7 +40,7 @@ _SWITCHES = ("unguided_last_step", "no_lora_trigger")
 
 
 def list_jobs(args: argparse.Namespace, suffix: str) -> list[argparse.Namespace]:
-    """The options of every output that a command line asks for.
+    """Return the options of every output that a command line asks for.
 
     Args:
         args: Of `generate`.
@@ -74,7 +74,7 @@ def list_jobs(args: argparse.Namespace, suffix: str) -> list[argparse.Namespace]
 
 
 def unfinished(jobs: list[argparse.Namespace]) -> list[argparse.Namespace]:
-    """The jobs of a list whose outputs are not there; says how many are, and makes their folder.
+    """List the jobs whose outputs are not there; say how many are, and make their folder.
 
     Args:
         jobs: From `list_jobs`; a single job replaces its output and always stays.
@@ -110,7 +110,7 @@ def naming(job: argparse.Namespace) -> Iterator[None]:
 def result_metadata(
     args: argparse.Namespace, prompt: str, result: Generated, *, task: str, sha256: str
 ) -> dict[str, str]:
-    """Texts that a result carries, enough to make it again.
+    """Return the texts that a result carries, enough to make it again.
 
     Args:
         args: Options of the job.
@@ -161,7 +161,7 @@ def result_metadata(
 
 
 def checksum(info: CheckpointInfo) -> str:
-    """The checksum that tells a checkpoint from others of its kind, under a progress bar.
+    """Return the checksum that tells a checkpoint from others of its kind, under a progress bar.
 
     Args:
         info: The checkpoint.

@@ -57,7 +57,8 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def describe(lora: Lora) -> str:
-    """Several lines for a reader: style, ranks, strength as trained, layers, trigger, models."""
+    """Return several lines for a reader: style, ranks, strength as trained, layers, trigger,
+    models."""
     from ..checkpoint import fitting_variants, name_layers
 
     match = name_layers(lora)
@@ -84,5 +85,5 @@ def describe(lora: Lora) -> str:
 
 
 def _kind(module: str) -> str:
-    """A layer's place in its block: "self_attention.to_query" for the one in any block."""
+    """Return a layer's place in its block: "self_attention.to_query" for the one in any block."""
     return ".".join(part for part in module.split(".")[-2:] if not part.isdigit())

@@ -91,7 +91,7 @@ def make_magcaches(
     info: CheckpointInfo,
     task: Task,
 ) -> list[MagCache | None]:
-    """The MagCache that each job asks for, with a note where its ratios may not fit.
+    """Return the MagCache that each job asks for, with a note where its ratios may not fit.
 
     Args:
         jobs: Options of `generate`.
@@ -131,7 +131,7 @@ def _make_magcache(
 def _find(
     path: Path | None, info: CheckpointInfo, task: Task, row: SamplingSettings
 ) -> tuple[MagRatios, str]:
-    """The ratios, and what about them may not fit."""
+    """Return the ratios, and what about them may not fit."""
     from ..caching import describe_mismatch, describe_release, find_ratios, load_ratios
 
     assert info.release is not None, "identify_model finds transformers only"

@@ -10,7 +10,7 @@ from ..family.settings import TASKS
 
 
 def add_prompt(command: argparse.ArgumentParser, *, or_list: bool = False) -> None:
-    """What to make; with `or_list`, a list of prompts may take the prompt's place."""
+    """Add what to make; with `or_list`, a list of prompts may take the prompt's place."""
     command.add_argument("prompt", nargs="?" if or_list else None, help="what to show")
     if or_list:
         command.add_argument(
@@ -59,7 +59,7 @@ def add_prompt(command: argparse.ArgumentParser, *, or_list: bool = False) -> No
 
 
 def add_model(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Which weights; returns the group."""
+    """Add which weights; return the group."""
     parts = command.add_argument_group("model")
     parts.add_argument(
         "--model", default="nano", help='"nano" (default), "nano-edit", a file or a folder'
@@ -90,7 +90,7 @@ def add_model(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def add_sampling(command: argparse.ArgumentParser) -> None:
-    """How to sample; what is left out comes from the checkpoint."""
+    """Add how to sample; what is left out comes from the checkpoint."""
     how = command.add_argument_group("sampling")
     how.add_argument("--negative-prompt", help="what to avoid")
     how.add_argument("--height", type=int, help="pixels")
@@ -127,7 +127,7 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
 
 
 def add_attention(command: argparse.ArgumentParser) -> None:
-    """Which tokens see each other, and what computes it."""
+    """Add which tokens see each other, and what computes it."""
     which = command.add_argument_group("attention")
     which.add_argument(
         "--attention",
@@ -152,7 +152,7 @@ def add_attention(command: argparse.ArgumentParser) -> None:
 
 
 def add_speed(command: argparse.ArgumentParser) -> None:
-    """What makes sampling faster and changes its result."""
+    """Add what makes sampling faster and changes its result."""
     speed = command.add_argument_group("speed")
     speed.add_argument(
         "--magcache",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def suffix_of(task: Task) -> str:
-    """Suffix of the file that a task's result goes to."""
+    """Return the suffix of the file that a task's result goes to."""
     from ..family.tasks import STILL_TASKS
 
     return ".png" if task in STILL_TASKS else ".mp4"

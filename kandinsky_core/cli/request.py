@@ -35,7 +35,7 @@ class Given(NamedTuple):
 
 
 def choose_task(args: argparse.Namespace, info: CheckpointInfo) -> Task:
-    """The task that was asked for, else the model's first for what was given.
+    """Return the task that was asked for, else the model's first for what was given.
 
     Raises:
         ValueError: The model was not trained for it.
@@ -70,7 +70,7 @@ def read_given(args: argparse.Namespace) -> Given:
 
 
 def make_request(args: argparse.Namespace, task: Task, given: Given) -> GenerateRequest:
-    """What to make.
+    """Return what to make.
 
     Raises:
         ValueError: What is given does not go together.

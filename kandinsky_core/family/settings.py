@@ -96,7 +96,7 @@ class SamplingSettings:
         return self.sizes + (self.larger.all_sizes if self.larger else ())
 
     def for_size(self, height: int, width: int) -> SamplingSettings:
-        """The row of the size class that a size belongs to.
+        """Return the row of the size class that a size belongs to.
 
         Call it before replacing fields: rows of a larger class know nothing of a replacement.
 
@@ -114,11 +114,11 @@ class SamplingSettings:
         return self.larger.for_size(height, width) if height * width > border else self
 
     def rope_scale_for(self, height: int, width: int) -> tuple[float, float, float]:
-        """RoPE scale (t, h, w) of the size class that a size in pixels belongs to."""
+        """Return RoPE scale (t, h, w) of the size class that a size in pixels belongs to."""
         return self.for_size(height, width).rope_scale
 
     def geometry(self, base: Geometry) -> Geometry:
-        """`base` with the tile that these settings' attention asks for."""
+        """Return `base` with the tile that these settings' attention asks for."""
         return replace(base, tile_thw=self.tile_thw if self.attention == "nabla" else None)
 
 
@@ -159,7 +159,7 @@ def _video(
     nabla_p: float | None = None,
     larger: SamplingSettings | None = None,
 ) -> SamplingSettings:
-    """A released video checkpoint at 512; `nabla_p` None means dense."""
+    """Return a released video checkpoint at 512; `nabla_p` None means dense."""
     num_frames = frames_for_seconds(seconds, FPS)
     return SamplingSettings(
         num_steps=16 if stage == "distilled" else 50,
@@ -185,7 +185,7 @@ def _pro(
     nabla_p_1024: float,
     stage: Stage = "sft",
 ) -> SamplingSettings:
-    """A released Pro checkpoint, which has both size classes."""
+    """Return a released Pro checkpoint, which has both size classes."""
     small = _video(seconds, shift=shift, stage=stage, nabla_p=nabla_p)
     large = replace(
         small,
@@ -276,7 +276,7 @@ _ONE_FILE_FOR_ALL = ("nano",)
 
 
 def tasks_of(release: Release, *, is_known: bool) -> tuple[Task, ...]:
-    """What a checkpoint makes.
+    """Return what a checkpoint makes.
 
     Args:
         release: What is known of the checkpoint.
@@ -297,7 +297,7 @@ def tasks_of(release: Release, *, is_known: bool) -> tuple[Task, ...]:
 
 
 def find_settings(release: Release) -> tuple[SamplingSettings, Release]:
-    """The settings of a checkpoint, or of the released one most like it.
+    """Return the settings of a checkpoint, or of the released one most like it.
 
     Args:
         release: What is known of the checkpoint.

@@ -46,7 +46,7 @@ class Geometry:
         vae: VideoVAEConfig | ImageVAEConfig,
         tile_thw: tuple[int, int, int] | None = None,
     ) -> Geometry:
-        """The geometry of a transformer and the VAE it works with."""
+        """Return the geometry of a transformer and the VAE it works with."""
         space = vae.spatial_compression
         time = vae.temporal_compression if isinstance(vae, VideoVAEConfig) else 1
         return cls((time, space, space), dit.patch_thw, tile_thw, dit.max_grid_thw)
@@ -104,7 +104,7 @@ class VideoShape:
         return self
 
     def latent_grid(self, geometry: Geometry = RELEASED) -> tuple[int, int, int]:
-        """Latent cells (T, H, W).
+        """Return latent cells (T, H, W).
 
         Raises:
             ValueError: The shape does not fit the geometry.
@@ -119,7 +119,7 @@ class VideoShape:
         batch: int = 1,
         geometry: Geometry = RELEASED,
     ) -> tuple[int, int, int, int, int]:
-        """Shape (B, C, T, H, W) of the latents.
+        """Return shape (B, C, T, H, W) of the latents.
 
         Raises:
             ValueError: The shape does not fit the geometry.
@@ -127,7 +127,7 @@ class VideoShape:
         return (batch, channels, *self.latent_grid(geometry))
 
     def token_grid(self, geometry: Geometry = RELEASED) -> tuple[int, int, int]:
-        """Tokens (T, H, W) of the transformer.
+        """Return tokens (T, H, W) of the transformer.
 
         Raises:
             ValueError: The shape does not fit the geometry.
@@ -136,7 +136,7 @@ class VideoShape:
         return t, h, w
 
     def nearest(self, geometry: Geometry = RELEASED) -> VideoShape:
-        """The nearest shape that fits; ties go to the larger."""
+        """Return the nearest shape that fits; ties go to the larger."""
         mult_h, mult_w = geometry.size_multiple
         limit_t, limit_h, limit_w = _limits(geometry)
         step = geometry.frame_step
@@ -151,7 +151,7 @@ def pixel_shape(
     latent_grid: Sequence[int],
     geometry: Geometry = RELEASED,
 ) -> VideoShape:
-    """The clip that latents (T, H, W) decode to; the inverse of `VideoShape.latent_grid`."""
+    """Return the clip that latents (T, H, W) decode to; the inverse of `VideoShape.latent_grid`."""
     t, h, w = latent_grid
     time, space_h, space_w = geometry.compression_thw
     return VideoShape((t - 1) * time + 1, h * space_h, w * space_w)
@@ -206,7 +206,8 @@ def frames_for_seconds(
     fps: float = 24.0,
     geometry: Geometry = RELEASED,
 ) -> int:
-    """Number of frames of a clip that plays for `seconds`: fps x seconds + 1, made to fit."""
+    """Return the number of frames of a clip that plays for `seconds`: fps x seconds + 1, made to
+    fit."""
     if seconds < 0:
         raise ValueError(f"seconds is {seconds}: it must not be negative.")
     step = geometry.frame_step
@@ -259,7 +260,7 @@ def resolve_size(
 
 
 def fit_area(image_size: Size, area: int, multiple: Size = (16, 16)) -> Size:
-    """Size of about `area` pixels with the aspect of an image.
+    """Return the size of about `area` pixels with the aspect of an image.
 
     Args:
         image_size: Height and width of the image, pixels.
@@ -279,7 +280,8 @@ def fit_area(image_size: Size, area: int, multiple: Size = (16, 16)) -> Size:
 
 
 def nearest_aspect(image_size: Size, choices: Sequence[Size]) -> Size:
-    """The size among `choices` whose height / width is nearest to the image's; first on ties."""
+    """Return the size among `choices` whose height / width is nearest to the image's; first on
+    ties."""
     height, width = VideoShape(1, *image_size).size
     return min(choices, key=lambda size: abs(size[0] / size[1] - height / width))
 
@@ -293,7 +295,7 @@ class CoverCrop(NamedTuple):
 
 
 def cover_crop(image_size: Size, size: Size) -> CoverCrop:
-    """How to fill `size` with an image: aspect kept, middle kept, nothing padded."""
+    """Work out how to fill `size` with an image: aspect kept, middle kept, nothing padded."""
     height, width = VideoShape(1, *image_size).size
     target_h, target_w = VideoShape(1, *size).size
     # integers, because height / (height / target) may round to one pixel too few
@@ -310,14 +312,14 @@ def _divide(counts: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def _limits(geometry: Geometry) -> tuple[int, int, int]:
-    """Most frames, height and width, in pixels, that the rotary tables cover."""
+    """Return the most frames, height and width, in pixels, that the rotary tables cover."""
     cells = [m * p for m, p in zip(geometry.max_grid_thw, geometry.patch_thw, strict=True)]
     time, space_h, space_w = geometry.compression_thw
     return (cells[0] - 1) * time + 1, cells[1] * space_h, cells[2] * space_w
 
 
 def _around(value: int, multiple: int, smallest: int, largest: int) -> list[int]:
-    """The multiples next to `value` (one if it is a multiple itself) within the limits."""
+    """Return the multiples next to `value` (one if it is a multiple itself) within the limits."""
     largest = largest // multiple * multiple
     below = min(max(value // multiple * multiple, smallest), largest)
     above = min(max(-(-value // multiple) * multiple, smallest), largest)

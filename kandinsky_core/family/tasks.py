@@ -13,7 +13,7 @@ STILL_TASKS: tuple[Task, ...] = ("t2i", "i2i")
 
 
 def default_task(tasks: Sequence[Task], *, with_image: bool) -> Task:
-    """The first task of a model that starts from an image, or that does not.
+    """Return the first task of a model that starts from an image, or that does not.
 
     Where it has none, the one that was meant, which `check_task` refuses.
     """

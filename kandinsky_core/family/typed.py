@@ -83,7 +83,7 @@ class Settled:
         return VideoShape(self.settings.num_frames, *self.settings.default_size)
 
     def describe(self) -> str:
-        """One line a value, with its source."""
+        """Return one line a value, with its source."""
         settings = self.settings
         height, width = settings.default_size
         rope = ", ".join(f"{scale:g}" for scale in settings.rope_scale)
@@ -181,7 +181,7 @@ def row_of_class(
     height: int | None = None,
     width: int | None = None,
 ) -> SamplingSettings:
-    """The settings of a size class.
+    """Return the settings of a size class.
 
     Args:
         settings: Of the checkpoint, from its smallest size class.

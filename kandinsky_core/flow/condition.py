@@ -48,7 +48,7 @@ class VisualCondition:
         return torch.cat([part.to(x_t).expand(len(x_t), -1, -1, -1, -1) for part in parts], dim=2)
 
     def _made(self, x_t: Tensor) -> slice:
-        """The latent frames of x_t that are not given.
+        """Return the latent frames of x_t that are not given.
 
         Raises:
             ValueError: None are left.

@@ -33,7 +33,7 @@ def shift_times(t: Tensor, shift: float) -> Tensor:
 
 
 def timesteps(num_steps: int, shift: float, *, device: torch.device | str | None = None) -> Tensor:
-    """Times of a sampling run, from 1 (noise) to 0 (data).
+    """Return the times of a sampling run, from 1 (noise) to 0 (data).
 
     Args:
         num_steps: Number of Euler steps, at least 1.

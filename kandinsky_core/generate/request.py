@@ -119,7 +119,7 @@ def settle(pipeline: Pipeline, request: GenerateRequest) -> Settled:
 def _started_by_clip(
     pipeline: Pipeline, request: GenerateRequest, clip: np.ndarray
 ) -> GenerateRequest:
-    """The request of image to video from the end of a clip (F, H, W, 3), in its size."""
+    """Return the request of image to video from the end of a clip (F, H, W, 3), in its size."""
     height, width = clip.shape[1:3]
     typed = request.height or height, request.width or width
     if typed != (height, width):

@@ -145,7 +145,7 @@ class CrossDiT(nn.Module):
         return text
 
     def token_grid(self, x: Tensor) -> tuple[int, int, int]:
-        """Token counts (t, h, w) of an input (B, C, T, H, W).
+        """Return token counts (t, h, w) of an input (B, C, T, H, W).
 
         Raises:
             ValueError: If channels or sizes do not fit the network.

@@ -103,7 +103,7 @@ def _attention(
     density: float,
     device_type: str,
 ) -> int:
-    """Self-attention among visual tokens."""
+    """Count the tensors of self-attention among visual tokens, in bytes."""
     heads, head_dim = batch * config.num_heads, config.head_dim
     narrow = heads * tokens * head_dim * item
     if nabla is None:

@@ -20,7 +20,7 @@ MAX_PERIOD = 10000.0
 
 
 def frequencies(count: int, device: torch.device | None = None) -> Tensor:
-    """Angular frequencies from 1 down towards 1 / MAX_PERIOD, fp32, shape (count,)."""
+    """Return angular frequencies from 1 down towards 1 / MAX_PERIOD, fp32, shape (count,)."""
     exponents = torch.arange(count, dtype=torch.float32, device=device) / count
     return torch.exp(-math.log(MAX_PERIOD) * exponents)
 
@@ -31,7 +31,7 @@ def _angles(length: int, dim: int, scale: float, device: torch.device) -> Tensor
 
 
 def rope_1d(length: int, head_dim: int, device: torch.device) -> Tensor:
-    """Rotations for text positions.
+    """Return rotations for text positions.
 
     Args:
         length: Number of positions L, counted from 0.
@@ -51,7 +51,7 @@ def rope_3d(
     scale: Sequence[float],
     device: torch.device,
 ) -> Tensor:
-    """Rotations for a grid of visual tokens in raster order (t slowest, w fastest).
+    """Return rotations for a grid of visual tokens in raster order (t slowest, w fastest).
 
     Args:
         grid_thw: Token counts per axis.

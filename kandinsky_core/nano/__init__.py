@@ -23,7 +23,7 @@ NanoPart = Literal["transformer", "edit_transformer", "text_encoder", "vae"]
 
 
 def nano_path(part: NanoPart) -> Path:
-    """File of a bundled part.
+    """Return the file of a bundled part.
 
     Raises:
         CheckpointError: This installation lacks it.

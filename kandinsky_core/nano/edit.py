@@ -109,7 +109,7 @@ def merge_edit(base: Path, difference: Path, path: Path) -> None:
 
 
 def merged_edit(base: Path, difference: Path) -> Path:
-    """The transformer that edits; made if it is not in the user's cache yet.
+    """Return the transformer that edits; made if it is not in the user's cache yet.
 
     Raises:
         OutputError: The cache is not writable, or has no room.

@@ -44,13 +44,13 @@ class StepCost:
 
 
 def count_block_parameters(config: DiTConfig) -> int:
-    """Parameters of one visual block."""
+    """Return the parameters of one visual block."""
     d, f, t = config.model_dim, config.ff_dim, config.time_dim
     return 2 * (4 * (d * d + d) + 2 * config.head_dim) + 2 * d * f + 9 * (t * d + d)
 
 
 def count_parameters(config: DiTConfig) -> int:
-    """Parameters of a CrossDiT with these dimensions."""
+    """Return the parameters of a CrossDiT with these dimensions."""
     d, f, t = config.model_dim, config.ff_dim, config.time_dim
     norms = 2 * config.head_dim
     attention = 4 * (d * d + d) + norms

@@ -106,7 +106,7 @@ def make_job(request: Request) -> tuple[Job, SamplingSettings]:
 def text_size(
     config: DiTConfig, task: Task, dtype: torch.dtype, size: Size, *, bits: float | None = None
 ) -> TextSize:
-    """The text encoders that a transformer works with.
+    """Return the text encoders that a transformer works with.
 
     Args:
         config: The transformer.
@@ -121,12 +121,12 @@ def text_size(
 
 
 def shape_of(job: Job) -> VideoShape:
-    """Frames and pixels of a job."""
+    """Return frames and pixels of a job."""
     return pixel_shape(job.latent_thw, Geometry.of(job.config, job.vae))
 
 
 def smaller_sizes(job: Job, settings: SamplingSettings) -> tuple[Size, ...]:
-    """Latent cells (h, w) of the sizes that a checkpoint was made for.
+    """Return latent cells (h, w) of the sizes that a checkpoint was made for.
 
     Args:
         job: Of that checkpoint.

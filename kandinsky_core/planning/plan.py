@@ -90,7 +90,7 @@ class Job:
         return math.prod(self.latent_thw) // self.config.patch_volume
 
     def weight_bytes(self, count: int) -> int:
-        """Of so many of the transformer's weights."""
+        """Count the bytes of so many of the transformer's weights."""
         return int(count * (self.bits_per_weight or 8 * self.dtype.itemsize) / 8)
 
     @property
@@ -153,13 +153,13 @@ class Plan:
     """Bytes of all models together."""
 
     def weights(self, stage: Stage) -> int:
-        """Bytes of weights on the device in a stage, at least."""
+        """Return the bytes of weights on the device in a stage, at least."""
         if self.offload == "resident":
             return self.all_weights
         return stage.weights if self.offload == "components" else stage.least_weights
 
     def peak(self, stage: Stage) -> int:
-        """Bytes on the device in a stage, at least."""
+        """Return bytes on the device in a stage, at least."""
         return self.weights(stage) + stage.work
 
     @property
@@ -189,7 +189,8 @@ class Plan:
         )
 
     def with_tiles(self, memory: int) -> Plan:
-        """The same with as large tiles as the autoencoder finds room for in so many bytes."""
+        """Return the same with as large tiles as the autoencoder finds room for in so many
+        bytes."""
         stages = (
             stage
             if stage.direction is None
@@ -221,7 +222,8 @@ def plan_job(job: Job, offload: Offload = "components") -> Plan:
 
 
 def _autoencoder(job: Job, direction: Direction, free: int | None = None) -> Stage:
-    """Decoding, or encoding one image, in the smallest tiles, or in what fits so many bytes."""
+    """Plan decoding, or encoding one image, in the smallest tiles, or in what fits so many
+    bytes."""
     time, height, width = job.latent_thw
     shape = (1, job.vae.latent_channels, time if direction == "decode" else 1, height, width)
     given = FP32 * job.batch * math.prod(shape) if direction == "decode" else 0
@@ -247,7 +249,7 @@ def _autoencoder(job: Job, direction: Direction, free: int | None = None) -> Sta
 
 
 def sampling_bytes(job: Job, prompts: int) -> int:
-    """Tensors alive at the peak of a step, with so many prompts in one call."""
+    """Return tensors alive at the peak of a step, with so many prompts in one call."""
     rows = job.batch * prompts
     cells = math.prod(job.latent_thw)
     given = rows * job.config.input_channels * cells * job.compute_dtype.itemsize
@@ -271,7 +273,7 @@ def sampling_bytes(job: Job, prompts: int) -> int:
 
 
 def best_plan(job: Job, memory: int) -> Plan | None:
-    """The plan that moves least weights about among those that fit; None if none does.
+    """Return the plan that moves least weights about among those that fit; None if none does.
 
     Args:
         job: What is to be made.
@@ -285,7 +287,8 @@ def best_plan(job: Job, memory: int) -> Plan | None:
 
 
 def shorter_that_fits(job: Job, memory: int) -> Plan | None:
-    """The plan of the longest clip of a job's size that fits; None if not even an image does."""
+    """Return the plan of the longest clip of a job's size that fits; None if not even an image
+    does."""
     for time in range(job.latent_thw[0], 0, -1):
         plan = best_plan(replace(job, latent_thw=(time, *job.latent_thw[1:])), memory)
         if plan is not None:
@@ -294,7 +297,8 @@ def shorter_that_fits(job: Job, memory: int) -> Plan | None:
 
 
 def smaller_that_fits(job: Job, memory: int, sizes: Sequence[tuple[int, int]]) -> Plan | None:
-    """The plan of the largest frame that fits with a job's number of frames; None if none does.
+    """Return the plan of the largest frame that fits with a job's number of frames; None if none
+    does.
 
     Args:
         job: What is wanted.

@@ -109,7 +109,7 @@ def describe(
     sizes: Sequence[Size] = (),
     main: int | None = None,
 ) -> str:
-    """A job's stages as a table, and what fits.
+    """Return a job's stages as a table, and what fits.
 
     Args:
         job: What is to be made.
@@ -142,7 +142,7 @@ def describe(
 
 
 def fits(job: Job, memory: int, main: int | None = None) -> bool:
-    """Whether a job fits its device and, where it is known, main memory.
+    """Return whether a job fits its device and, where it is known, main memory.
 
     Args:
         job: What is to be made.
@@ -154,7 +154,7 @@ def fits(job: Job, memory: int, main: int | None = None) -> bool:
 
 
 def verdict(job: Job, memory: int, sizes: Sequence[Size] = (), main: int | None = None) -> str:
-    """One sentence: whether a job fits, how, and what bounds it.
+    """Return one sentence: whether a job fits, how, and what bounds it.
 
     Args:
         job: What is to be made.
@@ -186,7 +186,7 @@ def verdict(job: Job, memory: int, sizes: Sequence[Size] = (), main: int | None 
 
 
 def markdown() -> str:
-    """The page docs/memory.md: what the family needs, and what fits which card."""
+    """Return the page docs/memory.md: what the family needs, and what fits which card."""
     return "\n".join([*INTRODUCTION, *_cards(), *STAGES, *_needs()]) + "\n"
 
 

@@ -36,7 +36,7 @@ class TextSize:
 
 
 def qwen_parameters() -> int:
-    """Parameters of Qwen2.5-VL-7B without its language head, vision tower included."""
+    """Return the parameters of Qwen2.5-VL-7B without its language head, vision tower included."""
     vision = QWEN_7B_CONFIG["vision_config"]
     d = QWEN_7B_CONFIG["text_config"]["hidden_size"]
     v, g = vision["hidden_size"], vision["intermediate_size"]
@@ -48,7 +48,7 @@ def qwen_parameters() -> int:
 
 
 def clip_parameters() -> int:
-    """Parameters of CLIP ViT-L/14's text model."""
+    """Return the parameters of CLIP ViT-L/14's text model."""
     d, f = CLIP_L_CONFIG["hidden_size"], CLIP_L_CONFIG["intermediate_size"]
     layer = 4 * (d * d + d) + 2 * d * f + f + d + 4 * d
     embeddings = (CLIP_L_CONFIG["vocab_size"] + CLIP_LENGTH) * d
@@ -72,7 +72,7 @@ def _qwen_layer() -> int:
 def large_text_size(
     task: Task, dtype: torch.dtype, size: tuple[int, int], bits: float | None = None
 ) -> TextSize:
-    """Qwen2.5-VL-7B with CLIP ViT-L/14.
+    """Count Qwen2.5-VL-7B with CLIP ViT-L/14.
 
     Args:
         task: Chooses the template and its cap.
@@ -109,6 +109,6 @@ def large_text_size(
 
 
 def nano_text_size() -> TextSize:
-    """The bundled encoder, in fp32."""
+    """Count the bundled encoder, in fp32."""
     weights = 4 * identify(nano_path("text_encoder"), component="text_encoder").num_parameters
     return TextSize(weights, weights, weights // 4, NANO_TOKENS)

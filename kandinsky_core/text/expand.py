@@ -63,7 +63,7 @@ def expand_prompt(
     temperature: float = EXPANSION_TEMPERATURE,
     on_token: Callable[[], object] | None = None,
 ) -> Expansion:
-    """Has a text encoder write a prompt out.
+    """Have a text encoder write a prompt out.
 
     Args:
         writer: A `Writer`; with an encoder that is none, the prompt comes back unchanged.
@@ -117,7 +117,7 @@ def expand_prompt(
 def expansion_instruction(
     task: Task, language: Language, max_tokens: int, *, with_image: bool
 ) -> str:
-    """The system message for a task.
+    """Return the system message for a task.
 
     Args:
         task: What the prompt is for.
@@ -133,7 +133,7 @@ def expansion_instruction(
 
 
 def expansion_chat(prompt: str, instruction: str, *, with_image: bool) -> str:
-    """The chat that the answer continues, in Qwen's format.
+    """Return the chat that the answer continues, in Qwen's format.
 
     Raises:
         ValueError: if the prompt holds one of the format's own tokens.

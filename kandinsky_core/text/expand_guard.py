@@ -46,12 +46,12 @@ class Review:
 
 
 def count_words(text: str) -> int:
-    """Number of words; of characters where the script has no spaces between words."""
+    """Return the number of words; of characters where the script has no spaces between words."""
     return len(_WORD.findall(text))
 
 
 def review(written: Written, *, prompt: str, instruction: str) -> Review:
-    """Cleans an answer and judges it.
+    """Clean an answer and judge it.
 
     Args:
         written: What the model wrote.

@@ -37,7 +37,7 @@ _WORD = re.compile(r"[^\W_]+")  # letters and digits of any script
 
 
 def split_words(prompt: str) -> list[str]:
-    """Lower-cases a prompt and cuts it into runs of letters and digits, of any script."""
+    """Lower-case a prompt and cut it into runs of letters and digits, of any script."""
     # NFC joins a letter and its combining accent, so that both spellings of "й" are one letter
     return _WORD.findall(unicodedata.normalize("NFC", prompt).lower())
 
@@ -50,7 +50,7 @@ class NanoTokenizer:
     """
 
     def __init__(self, vocabulary: Sequence[str], *, max_len: int = 64) -> None:
-        """Takes the known words, and the most words of a prompt that are read."""
+        """Take the known words, and the most words of a prompt that are read."""
         self.vocabulary = tuple(vocabulary)
         self.max_len = max_len
         unusable = [word for word in self.vocabulary if split_words(word) != [word]]
@@ -72,7 +72,7 @@ class NanoTokenizer:
         return NUM_SPECIAL_IDS + len(self.vocabulary)
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokenizes prompts; each begins with the start token and "" is the start token alone.
+        """Tokenize prompts; each begins with the start token and "" is the start token alone.
 
         Args:
             prompts: B strings; words after the first `max_len` are dropped.
@@ -91,7 +91,7 @@ class NanoTokenizer:
         return ids, ids != PAD_ID
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Lists the words of a prompt that are not in the vocabulary, each once, in order."""
+        """List the words of a prompt that are not in the vocabulary, each once, in order."""
         return [word for word in dict.fromkeys(split_words(prompt)) if word not in self._ids]
 
 
@@ -134,7 +134,7 @@ class NanoTextEncoder(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        """Builds it with fresh weights.
+        """Build it with fresh weights.
 
         Args:
             config: Its dimensions; `vocab_size` counts the three special ids too.
@@ -167,7 +167,7 @@ class NanoTextEncoder(nn.Module):
             nn.init.normal_(embeddings.weight, std=config.dim**-0.5)
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes token ids, with gradients.
+        """Encode token ids, with gradients.
 
         Args:
             ids: (B, L) int64, the start token first, L at most max_len + 1.
@@ -192,7 +192,7 @@ class NanoTextEncoder(nn.Module):
         task: Task = "t2v",  # noqa: ARG002  one template for all tasks
         images: Tensor | None = None,  # noqa: ARG002  this encoder does not see
     ) -> TextConditioning:
-        """Encodes prompts on the device of the weights; see `TextEncoder.encode`.
+        """Encode prompts on the device of the weights; see `TextEncoder.encode`.
 
         The words that it does not know are read as one "unknown" word; ask `unknown_words`.
         """
@@ -202,12 +202,12 @@ class NanoTextEncoder(nn.Module):
         return TextConditioning(tokens, mask, pooled)
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Lists the words of a prompt that it never learnt, each once, in order."""
+        """List the words of a prompt that it never learnt, each once, in order."""
         return self.tokenizer.unknown_words(prompt)
 
 
 def save_nano_text_encoder(path: str | Path, encoder: NanoTextEncoder) -> None:
-    """Writes the weights to a safetensors file, configuration and vocabulary in its metadata.
+    """Write the weights to a safetensors file, configuration and vocabulary in its metadata.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -229,7 +229,7 @@ def load_nano_text_encoder(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> NanoTextEncoder:
-    """Reads what `save_nano_text_encoder` wrote.
+    """Read what `save_nano_text_encoder` wrote.
 
     Args:
         path: A safetensors file.

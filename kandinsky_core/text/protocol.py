@@ -60,7 +60,7 @@ class TextConditioning:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> TextConditioning:
-        """Moves everything to `device` and the floating tensors to `dtype`; None keeps either."""
+        """Move everything to `device` and the floating tensors to `dtype`; None keeps either."""
         return TextConditioning(
             self.tokens.to(device=device, dtype=dtype),
             self.mask.to(device=device),
@@ -68,7 +68,7 @@ class TextConditioning:
         )
 
     def pad(self, length: int) -> TextConditioning:
-        """Appends masked zeros up to `length` tokens.
+        """Append masked zeros up to `length` tokens.
 
         Raises:
             ValueError: if there are more than `length` tokens already.
@@ -88,7 +88,7 @@ class TextConditioning:
         )
 
     def expand(self, batch: int) -> TextConditioning:
-        """Repeats a single prompt `batch` times, without copying; a batch of that size is kept.
+        """Repeat a single prompt `batch` times, without copying; a batch of that size is kept.
 
         Raises:
             ValueError: if there are several prompts and their number is not `batch`.
@@ -108,7 +108,7 @@ class TextConditioning:
 
     @classmethod
     def concat(cls, parts: Sequence[TextConditioning]) -> TextConditioning:
-        """Joins batches, padding each to the longest and masking what was added.
+        """Join batches, padding each to the longest and masking what was added.
 
         Raises:
             ValueError: if `parts` is empty or their widths differ.
@@ -137,7 +137,7 @@ class TextEncoder(Protocol):
     def encode(
         self, prompts: Sequence[str], *, task: Task = "t2v", images: Tensor | None = None
     ) -> TextConditioning:
-        """Encodes a batch of prompts, without gradients.
+        """Encode a batch of prompts, without gradients.
 
         Args:
             prompts: One string for each row; "" is a valid prompt.

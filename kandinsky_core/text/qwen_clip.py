@@ -52,7 +52,7 @@ class QwenClipTextEncoder(nn.Module):
         read_head: Callable[[], Tensor] | None = None,
         why_blind: str = "",
     ) -> None:
-        """Takes built models.
+        """Take built models.
 
         Args:
             qwen: transformers' `Qwen2_5_VLModel` (the one without the language head).
@@ -78,7 +78,7 @@ class QwenClipTextEncoder(nn.Module):
             self.to(self.device)
 
     def release(self) -> None:
-        """Drops the weights of both models; encoding is not possible any more."""
+        """Drop the weights of both models; encoding is not possible any more."""
         self.qwen = self.clip = None
         _empty_cache(self.device)
 
@@ -86,7 +86,7 @@ class QwenClipTextEncoder(nn.Module):
     def encode(
         self, prompts: Sequence[str], *, task: Task = "t2v", images: Tensor | None = None
     ) -> TextConditioning:
-        """Encodes prompts; see `TextEncoder.encode`.
+        """Encode prompts; see `TextEncoder.encode`.
 
         Args:
             prompts: B strings. What exceeds the template's cap is cut off, as in the reference.
@@ -127,7 +127,7 @@ class QwenClipTextEncoder(nn.Module):
     def tokenize(
         self, prompts: Sequence[str], task: Task, image_tokens: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Makes Qwen's input ids, template included.
+        """Make Qwen's input ids, template included.
 
         Args:
             prompts: B strings.
@@ -152,7 +152,7 @@ class QwenClipTextEncoder(nn.Module):
     def _qwen_inputs(
         self, qwen: nn.Module, prompts: Sequence[str], task: Task, images: Tensor | None
     ) -> dict[str, Tensor]:
-        """Returns what Qwen's forward takes, on the CPU."""
+        """Return what Qwen's forward takes, on the CPU."""
         image_inputs: dict[str, Tensor] = {}
         image_tokens = None
         if TASK_TEMPLATES[task] == "edit":
@@ -166,7 +166,7 @@ class QwenClipTextEncoder(nn.Module):
     def write(
         self, chat: str, image: Tensor | None, choose: TokenChooser, max_tokens: int
     ) -> Written:
-        """Continues a chat through transformers' `generate`; see `Writer.write`."""
+        """Continue a chat through transformers' `generate`; see `Writer.write`."""
         if self.qwen is None:
             raise ValueError("the text encoder was released; load it again before writing")
         if self._read_head is None:
@@ -199,7 +199,7 @@ class QwenClipTextEncoder(nn.Module):
     def _forward_inputs(
         self, qwen: nn.Module, ids: Tensor, mask: Tensor, image_inputs: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Returns what Qwen's forward takes for ids and mask (B, L)."""
+        """Return what Qwen's forward takes for ids and mask (B, L)."""
         if image_inputs and "mm_token_type_ids" in inspect.signature(qwen.forward).parameters:
             # transformers 5 wants the image tokens pointed out; 4 finds them by their id
             patch_id = self.qwen_tokenizer.convert_tokens_to_ids(IMAGE_TAGS[1])
@@ -208,7 +208,7 @@ class QwenClipTextEncoder(nn.Module):
 
     @staticmethod
     def _halves(prompts: Sequence[str], images: Tensor | None) -> Tensor:
-        """Checks the images of edit prompts and returns them as Qwen sees them."""
+        """Check the images of edit prompts and return them as Qwen sees them."""
         if images is None:
             raise ValueError(
                 "an edit prompt is encoded together with its source image, got no image; "
@@ -223,7 +223,7 @@ class QwenClipTextEncoder(nn.Module):
 
     @contextmanager
     def _placed(self, module: nn.Module) -> Iterator[torch.device]:
-        """Yields the device where the module is now; with `offload` it is there only meanwhile."""
+        """Yield the device where the module is now; with `offload` it is there only meanwhile."""
         if self.device is None or not self.offload:
             yield next(module.parameters()).device
             return
@@ -241,7 +241,7 @@ class QwenClipTextEncoder(nn.Module):
 
 
 def halve_images(images: Tensor) -> Tensor:
-    """Halves images the way the reference shows them to Qwen: bilinear with antialiasing, 8 bits.
+    """Halve images the way the reference shows them to Qwen: bilinear with antialiasing, 8 bits.
 
     Args:
         images: (B, 3, H, W) float in [-1, 1].
@@ -256,7 +256,7 @@ def halve_images(images: Tensor) -> Tensor:
 
 
 def _look_at(images: Tensor) -> tuple[dict[str, Tensor], list[int]]:
-    """Returns Qwen's inputs for images (B, 3, H, W) uint8, and how many tokens each takes."""
+    """Return Qwen's inputs for images (B, 3, H, W) uint8, and how many tokens each takes."""
     transformers = import_extra("transformers", "text")
     import_extra("torchvision", "text")  # transformers' own message is a page long
     # the reference uses the torchvision variant, whose name changed in transformers 5
@@ -272,6 +272,6 @@ def _look_at(images: Tensor) -> tuple[dict[str, Tensor], list[int]]:
 
 
 def _empty_cache(device: torch.device | None) -> None:
-    """Gives back to the driver what the allocator keeps, so that other models find it free."""
+    """Give back to the driver what the allocator keeps, so that other models find it free."""
     if device is not None and device.type == "cuda":
         torch.cuda.empty_cache()

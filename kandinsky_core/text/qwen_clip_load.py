@@ -74,7 +74,7 @@ _VISION = "visual."
 
 
 def needed_tensors(header: Header) -> dict[str, TensorEntry]:
-    """The tensors that encoding needs, under names without what differs between layouts.
+    """Return the tensors that encoding needs, under names without what differs between layouts.
 
     Args:
         header: Of Qwen2.5-VL or CLIP.
@@ -102,7 +102,7 @@ def load_qwen_clip(
     qwen_config: dict[str, Any] | None = None,
     clip_config: dict[str, Any] | None = None,
 ) -> QwenClipTextEncoder:
-    """Loads Qwen2.5-VL and CLIP.
+    """Load Qwen2.5-VL and CLIP.
 
     Args:
         qwen_path: A .safetensors or .gguf file, or a folder with one or several and a
@@ -157,7 +157,7 @@ def load_qwen_clip(
 
 
 def read_language_head(path: str | Path, dtype: torch.dtype | None = None) -> Tensor:
-    """Reads the layer that turns Qwen's states into words, which encoding does not need.
+    """Read the layer that turns Qwen's states into words, which encoding does not need.
 
     Args:
         path: Weights of Qwen2.5-VL: a file, or a folder with one or several.
@@ -192,7 +192,7 @@ def load_qwen_clip_folder(
     device: torch.device | str | None = None,
     offload: bool = False,
 ) -> QwenClipTextEncoder:
-    """Loads both from a Diffusers pipeline's folder; see `load_qwen_clip`.
+    """Load both from a Diffusers pipeline's folder; see `load_qwen_clip`.
 
     Args:
         folder: Holds text_encoder, tokenizer (Qwen), text_encoder_2 and tokenizer_2 (CLIP).
@@ -230,7 +230,7 @@ def _load_model(
     dtype: torch.dtype | None,
     on_meta: bool,
 ) -> nn.Module:
-    """Builds a model of transformers from weight files, called `label` in messages."""
+    """Build a model of transformers from weight files, called `label` in messages."""
     path = header.path
     tensors = needed_tensors(header)
     has_config = path.is_dir() and (path / "config.json").is_file()
@@ -301,7 +301,7 @@ def _check(
     expected: Mapping[str, tuple[int, ...]],
     found: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Raises unless the tensors are the model's, in one sentence."""
+    """Raise unless the tensors are the model's, in one sentence."""
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
     if missing or unexpected:

@@ -18,7 +18,7 @@ MIN_IMAGE_PIXELS, MAX_IMAGE_PIXELS = 56 * 56, 12_845_056
 
 
 def fit_for_qwen(images: Tensor, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
-    """Resizes pictures to sides that are multiples of 28, as Qwen's own processor would.
+    """Resize pictures to sides that are multiples of 28, as Qwen's own processor would.
 
     Args:
         images: (B, 3, H, W) uint8, or float in [-1, 1].

@@ -35,7 +35,7 @@ class Written:
 
     @classmethod
     def from_ids(cls, ids: Sequence[int], tokenizer: Any) -> Written:
-        """Reads an answer's ids, the one that ended it included, with transformers' tokenizer."""
+        """Read an answer's ids, the one that ended it included, with transformers' tokenizer."""
         stops = stop_ids(tokenizer)
         text = tokenizer.decode(list(ids), skip_special_tokens=True)
         return cls(text, finished=bool(ids) and ids[-1] in stops)
@@ -51,7 +51,7 @@ class TokenChooser:
     def __init__(
         self, *, temperature: float, seed: int, on_token: Callable[[], object] | None = None
     ) -> None:
-        """Takes how to choose.
+        """Take how to choose.
 
         Args:
             temperature: 0 takes the likeliest token, 1 draws as the model was trained, up to 2.
@@ -69,7 +69,7 @@ class TokenChooser:
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, logits: Tensor) -> int:
-        """Chooses from logits (V,), on any device."""
+        """Choose from logits (V,), on any device."""
         if self.temperature == 0:
             token = int(logits.argmax())
         else:
@@ -87,7 +87,7 @@ class Writer(Protocol):
     def write(
         self, chat: str, image: Tensor | None, choose: TokenChooser, max_tokens: int
     ) -> Written:
-        """Continues a chat.
+        """Continue a chat.
 
         Args:
             chat: Ends where the answer begins; holds `IMAGE_TAGS` once if there is an image.
@@ -105,7 +105,7 @@ class Writer(Protocol):
 
 
 def stop_ids(tokenizer: Any) -> list[int]:
-    """Ids of `STOP_TAGS` in a tokenizer of transformers."""
+    """Return the ids of `STOP_TAGS` in a tokenizer of transformers."""
     return [tokenizer.convert_tokens_to_ids(tag) for tag in STOP_TAGS]
 
 
@@ -116,7 +116,7 @@ def write_with_transformers(
     choose: TokenChooser,
     max_tokens: int,
 ) -> Written:
-    """Writes with a model of transformers, through its own `generate`.
+    """Write with a model of transformers, through its own `generate`.
 
     Args:
         model: One with a language head.

@@ -44,7 +44,7 @@ class Readers(nn.Module):
         self.label_reader = nn.Linear(pooled_dim, len(LABELS))
 
     def layout_loss(self, tokens: Tensor, layout: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-        """Squared error of the layout that tokens (B, S, D) tell, against (B, T, O, E).
+        """Return squared error of the layout that tokens (B, S, D) tell, against (B, T, O, E).
 
         Each entry's error is relative to how much the entry varies.
         """
@@ -52,13 +52,13 @@ class Readers(nn.Module):
         return (error / error.new_tensor(TOKEN_SCALES)).square().mean()
 
     def label_loss(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy of the labels (B, len(LABELS)) told by pooled text (B, D)."""
+        """Return the cross entropy of the labels (B, len(LABELS)) told by pooled text (B, D)."""
         return F.binary_cross_entropy_with_logits(self.label_reader(pooled), labels)
 
 
 @contextmanager
 def middle_tokens(transformer: CrossDiT) -> Iterator[list[Tensor]]:
-    """Collects the output (B, S, D) of the middle block, one entry for each forward pass."""
+    """Collect the output (B, S, D) of the middle block, one entry for each forward pass."""
     blocks = transformer.visual_transformer_blocks
     seen: list[Tensor] = []
     block = blocks[min(int(DEPTH * len(blocks)), len(blocks) - 1)]
@@ -71,7 +71,7 @@ def middle_tokens(transformer: CrossDiT) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def start_as_neighbourhoods(transformer: CrossDiT, *, strength: float = 1.5) -> None:
-    """Lets all but one head of every visual self-attention start by looking at a fixed offset.
+    """Let all but one head of every visual self-attention start by looking at a fixed offset.
 
     The network knows positions only through rotary attention. Biases of query and key that differ
     by a rotation make a head prefer the key at one offset; random weights have none, and grow them
@@ -106,7 +106,8 @@ _SLOWEST = 0.09  # radians per token; slower pairs tell neighbours apart too lit
 
 
 def _pair_angles(axes_dims: tuple[int, int, int], offset: tuple[int, ...]) -> Tensor:
-    """Angle by which each rotary pair turns over an offset; NaN for pairs too slow to matter."""
+    """Return the angle by which each rotary pair turns over an offset; NaN for pairs too slow to
+    matter."""
     angles = []
     for dim, steps in zip(axes_dims, offset, strict=True):
         rates = frequencies(dim // 2)

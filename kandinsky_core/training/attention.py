@@ -19,7 +19,7 @@ def attend_products(
     mask: Tensor | None = None,
     block_map: BlockMap | None = None,
 ) -> Tensor:
-    """Attention as two matrix products, arguments and result as in `Attend`; no block maps.
+    """Attend by two matrix products, arguments and result as in `Attend`; no block maps.
 
     All scores are held in memory. At a few hundred tokens that is cheap, and the backward pass is
     several times faster than the fused kernel's on CPUs.

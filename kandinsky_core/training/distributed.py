@@ -35,7 +35,7 @@ class Group:
         return self.rank == 0
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor, in place, by its sum over the processes, in one exchange.
+        """Replace each tensor, in place, by its sum over the processes, in one exchange.
 
         Args:
             tensors: Same shapes and dtype in every process.
@@ -49,13 +49,13 @@ class Group:
             tensor.copy_(part.view_as(tensor))
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites the tensors of every process by those of the main one."""
+        """Overwrite the tensors of every process by those of the main one."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
-        """Waits until every process is here."""
+        """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
 
@@ -67,7 +67,7 @@ SINGLE = Group()
 def launch(
     worker: Callable[..., None], num_processes: int, *args: Any, threads: int | None = None
 ) -> None:
-    """Runs `worker(group, *args)` in a group of processes; this process is its rank 0.
+    """Run `worker(group, *args)` in a group of processes; this process is its rank 0.
 
     Args:
         worker: A function importable by name.
@@ -121,7 +121,7 @@ def _join(
 
 
 def keep_freed_memory() -> None:
-    """Asks glibc to keep freed memory for the next step instead of returning it to the system.
+    """Ask glibc to keep freed memory for the next step instead of returning it to the system.
 
     A training step frees and takes back the same large tensors; without this half of the time
     goes to page faults (measured: 0.75 against 0.32 s for a step of the nano autoencoder). Other

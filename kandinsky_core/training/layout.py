@@ -43,7 +43,7 @@ LABELS: tuple[tuple[str, str], ...] = tuple(
 
 
 def latent_times(num_frames: int, num_latent_frames: int) -> np.ndarray:
-    """Middle of each latent frame's frames, as a share of the clip (T,) in [0, 1]."""
+    """Return the middle of each latent frame's frames, as a share of the clip (T,) in [0, 1]."""
     if num_frames == 1:
         return np.zeros(1)
     stride = (num_frames - 1) // (num_latent_frames - 1)
@@ -52,7 +52,7 @@ def latent_times(num_frames: int, num_latent_frames: int) -> np.ndarray:
 
 
 def scene_layout(scene: Scene, num_frames: int, num_latent_frames: int) -> Tensor:
-    """Describes a scene at the times of a clip's latent frames.
+    """Describe a scene at the times of a clip's latent frames.
 
     Args:
         scene: At most three objects.
@@ -96,7 +96,7 @@ def _on_screen(scene: Scene, spec: ObjectSpec, times: np.ndarray) -> np.ndarray:
 
 
 def scene_labels(scene: Scene, *, image: bool) -> Tensor:
-    """Which of `LABELS` a scene has, (len(LABELS),) of 0 and 1; an image has no motion."""
+    """Return which of `LABELS` a scene has, (len(LABELS),) of 0 and 1; an image has no motion."""
     present = {("background", scene.background)}
     for spec in scene.objects:
         present |= {("shape", spec.shape), ("color", spec.color), ("size", spec.size)}
@@ -105,7 +105,7 @@ def scene_labels(scene: Scene, *, image: bool) -> Tensor:
 
 
 def near_objects(layout: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """Which cells of a latent grid hold an object or border on one.
+    """Return which cells of a latent grid hold an object or border on one.
 
     Args:
         layout: (B, T, O, E) from `scene_layout`.
@@ -123,7 +123,8 @@ def near_objects(layout: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 
 
 def _offsets(layout: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """From the middle of every cell to every object (B, T, H, W, O, 2): x, y in world units."""
+    """Return from the middle of every cell to every object (B, T, H, W, O, 2): x, y in world
+    units."""
     height, width = grid_hw
     y = (torch.arange(height, device=layout.device) + 0.5) * (2 / height) - 1
     x = (torch.arange(width, device=layout.device) + 0.5) * (2 / width) - 1
@@ -132,7 +133,7 @@ def _offsets(layout: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 
 
 def token_targets(layout: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """What each token should know: the object nearest to it, seen from the token.
+    """Return what each token should know: the object nearest to it, seen from the token.
 
     Args:
         layout: (B, T, O, E) from `scene_layout`.

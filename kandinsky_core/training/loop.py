@@ -56,7 +56,7 @@ class LoopSettings:
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """The source of everything random in one step of one process."""
+    """Return the source of everything random in one step of one process."""
     mixed = (seed * 1_000_003 + step) * 1_009 + rank
     return torch.Generator().manual_seed(mixed % 2**63)
 
@@ -110,7 +110,7 @@ class Loop:
         return self.run_dir / "checkpoint.safetensors"
 
     def run(self) -> None:
-        """Trains to the end of the schedule, or until SIGINT or SIGTERM; saves either way."""
+        """Train to the end of the schedule, or until SIGINT or SIGTERM; save either way."""
         rows: list[dict[str, float]] = []
         began, num_steps = time.monotonic(), self.settings.schedule.num_steps
         with self._signals_caught(), self._progress(num_steps) as advance:
@@ -126,7 +126,7 @@ class Loop:
             self._checkpoint()
 
     def train_step(self) -> dict[str, float]:
-        """Takes one gradient step.
+        """Take one gradient step.
 
         Returns:
             The objective's scalars and the gradient norm, means over the processes.
@@ -161,7 +161,7 @@ class Loop:
         return {**dict(zip(names, means, strict=True)), "grad_norm": norm.item()}
 
     def save(self, path: Path) -> None:
-        """Writes weights, averages, optimizer states and step number to one file, atomically."""
+        """Write weights, averages, optimizer states and step number to one file, atomically."""
         tensors = {f"weights/{name}": value for name, value in self.model.state_dict().items()}
         averages = self.averaged.module.named_parameters()
         tensors |= {f"ema/{name}": value for name, value in averages}
@@ -172,7 +172,7 @@ class Loop:
             save_file(tensors, part, metadata={"training": json.dumps({"step": self.step})})
 
     def load(self, path: Path) -> None:
-        """Continues from what `save` wrote.
+        """Continue from what `save` wrote.
 
         Raises:
             CheckpointError: if the file is of another model.
@@ -194,7 +194,8 @@ class Loop:
         self.step = state["step"]
 
     def ema_state(self, prefix: str = "") -> dict[str, Tensor]:
-        """State dict of the averaged model, or of the part whose names start with `prefix`."""
+        """Return state dict of the averaged model, or of the part whose names start with
+        `prefix`."""
         return under(self.averaged.module.state_dict(), prefix)
 
     def _average(self, averages: list[Tensor], params: list[Tensor], _count: Tensor) -> None:
@@ -244,7 +245,7 @@ class Loop:
 
     @contextmanager
     def _signals_caught(self) -> Iterator[None]:
-        """Turns a first SIGINT or SIGTERM into a stop after the step; a second acts at once."""
+        """Turn a first SIGINT or SIGTERM into a stop after the step; a second acts at once."""
 
         def ask(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
             self._signalled = True
@@ -260,7 +261,7 @@ class Loop:
 
     @contextmanager
     def _progress(self, num_steps: int) -> Iterator[Callable[[], object]]:
-        """A bar on a terminal where tqdm is installed; log lines serve elsewhere."""
+        """Yield a bar on a terminal where tqdm is installed; log lines serve elsewhere."""
         try:
             from tqdm import tqdm
         except ImportError:
@@ -272,7 +273,7 @@ class Loop:
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of every entry over the rows that have it."""
+    """Return the mean of every entry over the rows that have it."""
     values: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():
@@ -281,7 +282,7 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries whose name starts with `prefix`, without it."""
+    """Return the entries whose name starts with `prefix`, without it."""
     return {
         name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)
     }

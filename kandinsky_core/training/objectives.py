@@ -24,7 +24,7 @@ FOCUS = 5.0
 
 
 def sample_times(count: int, generator: torch.Generator, *, shift: float = 3.0) -> Tensor:
-    """Draws times that lean towards noise: logit-normal, then shifted as the sampler's are.
+    """Draw times that lean towards noise: logit-normal, then shifted as the sampler's are.
 
     The draws of a batch are stratified: each falls into its own slice of equal probability, so
     that the loss of a small batch varies less.
@@ -44,7 +44,7 @@ def sample_times(count: int, generator: torch.Generator, *, shift: float = 3.0) 
 
 
 def network_input(x_t: Tensor, first_frames: Tensor, given_first: Tensor) -> Tensor:
-    """What `VisualCondition` gives the network at inference, chosen row by row.
+    """Return what `VisualCondition` gives the network at inference, chosen row by row.
 
     Args:
         x_t: (B, C, T, H, W), noisy.
@@ -70,7 +70,8 @@ def flow_loss(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Squared error of the velocity, weighted by `focus`, over the frames that the model makes.
+    """Return squared error of the velocity, weighted by `focus`, over the frames that the model
+    makes.
 
     Args:
         transformer: The network, a `CrossDiT` with visual_cond, or a function that calls one.
@@ -109,7 +110,8 @@ def flow_loss(
 
 
 def focus(layout: Tensor, t: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """How much the error of each latent counts: objects are a tenth of a frame and all of the task.
+    """Return how much the error of each latent counts: objects are a tenth of a frame and all of
+    the task.
 
     Weights that depend on the clean clip move the best prediction towards what weighs more unless
     x_t tells where that is; so they fall to one with the noise.

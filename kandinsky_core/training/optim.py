@@ -25,7 +25,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 def orthogonalize(
     matrices: Tensor, *, num_steps: int = 5, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Moves every singular value of matrices (N, R, C) near 1 by Newton-Schulz iteration.
+    """Move every singular value of matrices (N, R, C) near 1 by Newton-Schulz iteration.
 
     The iteration runs in `dtype`, which is also the result's.
     """
@@ -67,7 +67,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Takes one step; parameters without a gradient stay."""
+        """Take one step; parameters without a gradient stay."""
         assert closure is None, "Muon takes no closure"
         for settings in self.param_groups:
             params = [param for param in settings["params"] if param.grad is not None]
@@ -86,7 +86,7 @@ class Muon(Optimizer):
         return param.grad.lerp(state["momentum"], momentum).flatten(1)
 
     def _orthogonalize_all(self, updates: list[Tensor]) -> None:
-        """Orthogonalises in place; every process does its share and the sum tells the others."""
+        """Orthogonalise in place; every process does its share and the sum tells the others."""
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for update in updates:
             by_shape[update.shape].append(update)
@@ -109,7 +109,7 @@ def make_optimizers(
     group: Group = SINGLE,
     dtype: torch.dtype = torch.float32,
 ) -> list[Optimizer]:
-    """Gives hidden matrices to Muon and the rest to AdamW.
+    """Give hidden matrices to Muon and the rest to AdamW.
 
     Hidden means: neither embedding, nor modulation, nor reader, nor first or last layer; those see
     sparse or rank-poor gradients, for which equal singular values are wrong.
@@ -155,7 +155,7 @@ class Schedule:
     """Factor at the end of the fall."""
 
     def factor(self, step: int) -> float:
-        """Factor of the learning rate at `step`, counted from 0."""
+        """Return the factor of the learning rate at `step`, counted from 0."""
         rise = min(1.0, (step + 1) / max(1, self.warmup))
         left = (self.num_steps - step) / max(1, self.decay)
         return rise * (self.final + (1 - self.final) * min(1.0, max(0.0, left)))

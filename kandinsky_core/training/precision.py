@@ -9,6 +9,6 @@ BF16_UNITS = ("avx512_bf16", "amx_bf16")
 
 
 def compute_dtype() -> torch.dtype:
-    """bf16 where the processor has units for it, else fp32; weights and sums stay fp32."""
+    """Return bf16 where the processor has units for it, else fp32; weights and sums stay fp32."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if any(capabilities.get(u) for u in BF16_UNITS) else torch.float32

@@ -24,7 +24,7 @@ class ColorDrift(NamedTuple):
 
 
 def color_drift(frames: Frames) -> ColorDrift:
-    """Measures the colour drift of a clip.
+    """Measure the colour drift of a clip.
 
     What enters, leaves or grows counts too: compare clips of the same content.
 

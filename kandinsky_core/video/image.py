@@ -169,7 +169,7 @@ def write_contact_sheet(
 
 
 def _text_chunk(keyword: str, text: str) -> bytes:
-    """An uncompressed iTXt chunk: keyword, flags, no language, UTF-8 text."""
+    """Return an uncompressed iTXt chunk: keyword, flags, no language, UTF-8 text."""
     name = keyword.encode("latin-1", "replace")[:79]
     body = b"iTXt" + name + b"\0\0\0\0\0" + text.encode()
     return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))

@@ -48,7 +48,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def describe_texts(path: str | Path) -> str:
-    """Lines for a reader: what a video or an image was made with.
+    """Return lines for a reader: what a video or an image was made with.
 
     Args:
         path: A file of the command line or of ComfyUI.

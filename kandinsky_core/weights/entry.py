@@ -66,14 +66,14 @@ class TensorEntry(NamedTuple):
         return self.dtype if layout and self.shape[1] % layout.block == 0 else None
 
     def bytes_as(self, dtype: torch.dtype) -> int:
-        """What it takes in memory: packed where that is possible, else in a dtype."""
+        """Return what it takes in memory: packed where that is possible, else in a dtype."""
         if self.packing is None:
             return self.size * dtype.itemsize
         return self.shape[0] * PACKINGS[self.packing].packed_columns(self.shape[1])
 
     @classmethod
     def join(cls, parts: Sequence[TensorEntry], axis: int) -> TensorEntry:
-        """Tensors of one shape, one after the other along an axis, as one."""
+        """Return the tensors of one shape, one after the other along an axis, as one."""
         shape = list(parts[0].shape)
         shape[axis] *= len(parts)
         return parts[0]._replace(shape=tuple(shape), parts=tuple(parts), axis=axis)

@@ -79,7 +79,7 @@ class _Cursor:
         self._file.seek(count, 1)
 
     def value(self, kind: int) -> Any:
-        """One metadata value; None for arrays of strings and long arrays."""
+        """Return one metadata value; None for arrays of strings and long arrays."""
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
@@ -144,7 +144,8 @@ def read_gguf_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]
 
 
 def projector(metadata: Mapping[str, str]) -> str | None:
-    """Which model's vision tower a file says it holds, e.g. "qwen2.5vl_merger"; None for others."""
+    """Return which model's vision tower a file says it holds, e.g. "qwen2.5vl_merger"; None for
+    others."""
     if metadata.get(ARCHITECTURE) != VISION_ARCHITECTURE:
         return None
     # files that hear as well as see have one entry for each sense
@@ -155,7 +156,7 @@ def projector(metadata: Mapping[str, str]) -> str | None:
 def _read(
     cursor: _Cursor, path: Path, gguf: Any
 ) -> tuple[dict[str, TensorEntry], dict[str, str], int]:
-    """Entries, text metadata, and where the last tensor ends."""
+    """Return entries, text metadata, and where the last tensor ends."""
     cursor.skip(len(b"GGUF"))
     version = cursor.number("I")
     if version not in (2, 3):
@@ -198,7 +199,8 @@ def _read(
 
 
 def map_file(path: Path) -> np.memmap:
-    """A file's bytes, read when they are looked at. One map of a file serves all its tensors."""
+    """Return a file's bytes, read when they are looked at. One map of a file serves all its
+    tensors."""
     # copy-on-write: torch wants memory that it could write to, and nothing writes
     return np.memmap(path, np.uint8, "c")
 

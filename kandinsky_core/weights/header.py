@@ -67,7 +67,7 @@ def read_header(path: str | Path, component: Component = "transformer") -> Heade
 
 
 def weight_files(path: Path, component: Component = "transformer") -> list[Path]:
-    """The files that `path` stands for.
+    """Return the files that `path` stands for.
 
     Raises:
         CheckpointError: `path` or a shard is missing, or it is not clear which file is meant.
@@ -86,7 +86,7 @@ def weight_files(path: Path, component: Component = "transformer") -> list[Path]
 
 
 def is_mmproj(file: Path) -> bool:
-    """Whether a file is named as llama.cpp's users name a vision tower kept apart."""
+    """Return whether a file is named as llama.cpp's users name a vision tower kept apart."""
     return file.suffix == ".gguf" and "mmproj" in file.name.lower()
 
 

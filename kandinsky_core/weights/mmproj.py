@@ -82,7 +82,7 @@ def read_qwen_header(path: str | Path) -> QwenHeader:
 
 
 def _describe_tower(metadata: Mapping[str, str]) -> str:
-    """What a file of the architecture "clip" is, with its article."""
+    """Return what a file of the architecture "clip" is, with its article."""
     named = projector(metadata)
     if named == QWEN_PROJECTOR:
         return "the vision tower (mmproj) of Qwen2.5-VL"
@@ -91,14 +91,16 @@ def _describe_tower(metadata: Mapping[str, str]) -> str:
 
 
 def mmproj_files(path: Path) -> list[Path]:
-    """The files named as vision towers beside a GGUF file, or in a folder; others have none."""
+    """Return the files named as vision towers beside a GGUF file, or in a folder; others have
+    none."""
     folder = path if path.is_dir() else path.parent
     beside = path.is_dir() or path.suffix == ".gguf"
     return sorted(file for file in folder.iterdir() if is_mmproj(file)) if beside else []
 
 
 def _find_tower(file: Path, width: int) -> tuple[Header | None, str]:
-    """The one vision tower beside a language model that fits its width, or why there is none."""
+    """Return the one vision tower beside a language model that fits its width, or why there is
+    none."""
     fitting: list[Header] = []
     misfits: list[str] = []
     for candidate in mmproj_files(file):
@@ -124,7 +126,7 @@ def _find_tower(file: Path, width: int) -> tuple[Header | None, str]:
 
 
 def _misfit(tower: Header, text_width: int) -> str | None:
-    """What is wrong with a vision tower for a language model of this width, or None."""
+    """Return what is wrong with a vision tower for a language model of this width, or None."""
     architecture = tower.metadata.get(ARCHITECTURE)
     if architecture != VISION_ARCHITECTURE:
         return f"is no vision tower (GGUF architecture {architecture!r}) whatever its name"

@@ -31,7 +31,7 @@ class Packing(NamedTuple):
     """Blocks (n, block_bytes) uint8 -> numbers (n, block) fp32."""
 
     def packed_columns(self, columns: int) -> int:
-        """Bytes of a row of so many numbers."""
+        """Return the bytes of a row of so many numbers."""
         return columns // self.block * self.block_bytes
 
 
@@ -82,30 +82,30 @@ def pack_q8_0(weight: Tensor) -> Tensor:
 
 
 def _parts(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """First and last row of parts of a matrix."""
+    """Return first and last row of parts of a matrix."""
     step = max(1, _AT_ONCE // columns)
     return ((first, min(first + step, rows)) for first in range(0, rows, step))
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
-    """Two bytes of each block as a number (n, 1) fp32."""
+    """Return two bytes of each block as a number (n, 1) fp32."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
 def _bits(codes: Tensor, width: int) -> Tensor:
-    """Bytes (..., m) in parts of so many bits, the lowest first -> (..., 8 / width, m)."""
+    """Return bytes (..., m) in parts of so many bits, the lowest first -> (..., 8 / width, m)."""
     # made on the device, without waiting for it
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=codes.device)
     return codes[..., None, :] >> shifts[:, None] & (1 << width) - 1
 
 
 def _nibbles(codes: Tensor) -> Tensor:
-    """Bytes (n, 16) -> codes (n, 32): all low halves, then all high ones."""
+    """Return bytes (n, 16) -> codes (n, 32): all low halves, then all high ones."""
     return _bits(codes, 4).flatten(1)
 
 
 def _fifth_bits(flags: Tensor) -> Tensor:
-    """Bytes (n, 4), a bit for each number in their order -> (n, 32), 0 or 16."""
+    """Return bytes (n, 4), a bit for each number in their order -> (n, 32), 0 or 16."""
     return _bits(flags, 1).transpose(1, 2).flatten(1) << 4
 
 
@@ -132,7 +132,7 @@ def _q8_0(blocks: Tensor) -> Tensor:
 
 
 def _crumbs(codes: Tensor) -> Tensor:
-    """Two bits each of bytes (n, 64) -> (n, 16, 16): groups of 16 numbers in their order."""
+    """Return two bits each of bytes (n, 64) -> (n, 16, 16): groups of 16 numbers in their order."""
     halves = codes.reshape(-1, 2, 32)  # of 128 numbers each
     return _bits(halves, 2).reshape(-1, 16, 16)
 
@@ -156,7 +156,7 @@ def _q3_k(blocks: Tensor) -> Tensor:
 
 
 def _scales_and_minima(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """Twelve bytes (n, 12) -> 8 scales and 8 minima of 6 bits (n, 8) fp32."""
+    """Return the twelve bytes (n, 12) -> 8 scales and 8 minima of 6 bits (n, 8) fp32."""
     first, second, rest = packed.split(4, dim=-1)
     scales = torch.cat([first & 63, (rest & 15) | (first >> 6 << 4)], dim=-1)
     minima = torch.cat([second & 63, (rest >> 4) | (second >> 6 << 4)], dim=-1)
@@ -164,14 +164,15 @@ def _scales_and_minima(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(blocks: Tensor, codes: Tensor) -> Tensor:
-    """Codes (n, 8, 32) of blocks that begin with a factor for scales, one for minima, and those."""
+    """Return codes (n, 8, 32) of blocks that begin with a factor for scales, one for minima, and
+    those."""
     scales, minima = _scales_and_minima(blocks[:, 4:16])
     factor, minimum = _half(blocks, 0) * scales, _half(blocks, 2) * minima
     return codes.float().mul_(factor[..., None]).sub_(minimum[..., None]).flatten(1)
 
 
 def _pairs(codes: Tensor) -> Tensor:
-    """Bytes (n, 128): of every 32 the low halves, then the high ones -> (n, 8, 32)."""
+    """Return bytes (n, 128): of every 32 the low halves, then the high ones -> (n, 8, 32)."""
     return _bits(codes.reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
 
 

@@ -40,11 +40,12 @@ class PackedWeight(nn.Module):
         self.hold(pack_q8_0(weight), _REPACKED)
 
     def is_packed(self, weight: Tensor) -> bool:
-        """Whether this, a weight of the layer or a copy of one, is bytes; in any dtype."""
+        """Return whether this, a weight of the layer or a copy of one, is bytes; in any dtype."""
         return self.packing is not None and weight.ndim == 2 and weight.shape[1] != self.columns
 
     def numbers(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """The weight, or some of its rows, or a copy in any dtype and place, as numbers (R, C)."""
+        """Return the weight, or some of its rows, or a copy in any dtype and place, as numbers (R,
+        C)."""
         if not self.is_packed(weight):
             return weight.to(dtype)
         assert self.packing is not None
@@ -116,7 +117,7 @@ def hold_instead(
 
 
 def packed_names(network: nn.Module, packings: Mapping[str, str | None]) -> dict[str, str]:
-    """Which weights of a network can stay packed.
+    """Return which weights of a network can stay packed.
 
     Args:
         network: Some of its layers are `PackedWeight`s.

@@ -125,7 +125,8 @@ class WeightFiles(Mapping[str, Tensor]):
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self._device)
 
     def describe(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """What `read` would return, on the meta device: its shape and dtype without its values."""
+        """Return what `read` would return, on the meta device: its shape and dtype without its
+        values."""
         entry = self.entries[name]
         result = DTYPES.get(entry.dtype, torch.bfloat16)
         if name in self._scales:
@@ -137,7 +138,7 @@ class WeightFiles(Mapping[str, Tensor]):
         return torch.empty(entry.shape, dtype=result, device="meta")
 
     def _stored(self, entry: TensorEntry) -> Tensor:
-        """A tensor as it is in its file."""
+        """Return a tensor as it is in its file."""
         if entry.dtype not in DTYPES:
             raise CheckpointError(
                 f"{entry.file} holds {entry.stored_name} in the format {entry.dtype}, which is "

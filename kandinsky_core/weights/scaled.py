@@ -84,7 +84,7 @@ def _check_scale(path: Path, name: str, weight: TensorEntry, scale: TensorEntry)
 
 
 def main_dtype(weights: Iterable[TensorEntry], *, is_scaled: bool = False) -> torch.dtype:
-    """What most elements are when they are read: bf16 where they must be unpacked first."""
+    """Return what most elements are when they are read: bf16 where they must be unpacked first."""
     packed, dtype = _most_common(weights)
     if packed or (is_scaled and dtype in _FP8):
         return torch.bfloat16
@@ -92,7 +92,7 @@ def main_dtype(weights: Iterable[TensorEntry], *, is_scaled: bool = False) -> to
 
 
 def precision_name(weights: Iterable[TensorEntry], *, is_scaled: bool = False) -> str:
-    """How most elements are stored, for a reader.
+    """Return how most elements are stored, for a reader.
 
     Args:
         weights: Entries of all weights.

@@ -28,7 +28,7 @@ def read_api(document: Json) -> Graph:
 
 
 def write_api(graph: Graph) -> Json:
-    """The workflow as the API format has it."""
+    """Return the workflow as the API format has it."""
     return {node.id: _write_node(node) for node in graph.nodes.values()}
 
 

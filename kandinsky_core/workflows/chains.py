@@ -23,7 +23,8 @@ _STOP = (*SAMPLERS, *DECODERS)
 
 
 def is_kandinsky(node_type: str, values: Json) -> bool:
-    """Whether a node is of this family wherever it stands, by its type and its widget values."""
+    """Return whether a node is of this family wherever it stands, by its type and its widget
+    values."""
     if node_type in ONLY_KANDINSKY:
         return True
     if node_type == "DualCLIPLoader":
@@ -32,7 +33,7 @@ def is_kandinsky(node_type: str, values: Json) -> bool:
 
 
 def is_kandinsky_raw(raw: Json) -> bool:
-    """The same of a node as the UI format has it."""
+    """Return the same of a node as the UI format has it."""
     return is_kandinsky(raw["type"], widget_values(raw))
 
 
@@ -72,11 +73,12 @@ class Scope:
                     self.members |= {vae.node, *graph.ancestors(vae.node, _STOP)}
 
     def has_kandinsky(self) -> bool:
-        """Whether there is anything to convert."""
+        """Return whether there is anything to convert."""
         return bool(self.members)
 
     def chain_above(self, node_id: str) -> Chain | None:
-        """The chain whose result a node gets, through nodes that are no sampler or decoder."""
+        """Return the chain whose result a node gets, through nodes that are no sampler or
+        decoder."""
         by_sampler = {chain.sampler: chain for chain in self.chains}
         above = (node_id, *self.graph.ancestors(node_id, _STOP))
         for each in above:
@@ -86,11 +88,11 @@ class Scope:
         return None
 
     def chains_below(self, node_id: str) -> list[Chain]:
-        """The chains that a node feeds."""
+        """Return the chains that a node feeds."""
         return [chain for chain in self.chains if node_id in chain.ancestors]
 
     def task(self, node_id: str) -> str:
-        """What a text encoder or its loader is used for."""
+        """Return what a text encoder or its loader is used for."""
         below = self.chains_below(node_id)
         if below:
             return below[0].task
@@ -98,7 +100,7 @@ class Scope:
         return "t2i" if node.inputs.get("type") == IMAGE_CLIP else "t2v"
 
     def consumers(self, node_id: str, slot: int) -> list[Node]:
-        """Nodes that an output feeds."""
+        """Return the nodes that an output feeds."""
         link = Link(node_id, slot)
         return [
             node for node in self.graph.nodes.values() if link in [each for _, each in node.links()]

@@ -34,11 +34,11 @@ class Report:
     """What could not be mapped."""
 
     def to_dict(self) -> dict[str, list[str]]:
-        """The same as JSON takes it."""
+        """Return the same as JSON takes it."""
         return asdict(self)
 
     def describe(self) -> str:
-        """The report as text."""
+        """Return the report as text."""
         titles = {"mapped": "Mapped", "kept": "Kept", "lost": "Could not be mapped"}
         parts = []
         for name, lines in self.to_dict().items():

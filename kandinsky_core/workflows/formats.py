@@ -20,7 +20,7 @@ EXPECTED = (
 
 
 def load_json(path: Path) -> Any:
-    """The JSON of a file.
+    """Return the JSON of a file.
 
     Raises:
         WorkflowError: It does not exist or is not JSON.
@@ -68,5 +68,5 @@ def read_workflow(document: Any, wanted: Callable[[Json], bool]) -> tuple[Graph,
 
 
 def write_workflow(graph: Graph) -> Json:
-    """The workflow in the format it came in."""
+    """Return the workflow in the format it came in."""
     return write_ui(graph) if graph.format == "ui" else write_api(graph)

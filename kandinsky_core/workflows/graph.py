@@ -41,7 +41,7 @@ class Node:
         return f"{self.type} {self.id}"
 
     def links(self) -> Iterator[tuple[str, Link]]:
-        """Inputs that another node feeds."""
+        """Return the inputs that another node feeds."""
         return ((name, value) for name, value in self.inputs.items() if isinstance(value, Link))
 
 
@@ -55,7 +55,7 @@ class Graph:
     """What the file holds beside nodes and links (UI format)."""
 
     def order(self) -> list[str]:
-        """Ids, each after those that feed it.
+        """Return ids, each after those that feed it.
 
         Raises:
             WorkflowError: A link comes from no node, or nodes feed each other in a circle.
@@ -79,7 +79,7 @@ class Graph:
             ) from error
 
     def ancestors(self, start: str, stop: Collection[str]) -> list[str]:
-        """Ids of what feeds a node, nearest first.
+        """Return the ids of what feeds a node, nearest first.
 
         Args:
             start: Id of the node; not part of the result.

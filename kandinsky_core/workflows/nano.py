@@ -50,6 +50,6 @@ def put_nano(graph: Graph) -> list[str]:
 
 
 def _fitted(graph: Graph, node: Node, name: str) -> bool:
-    """Whether an input follows the model by itself."""
+    """Return whether an input follows the model by itself."""
     value = node.inputs.get(name)
     return isinstance(value, Link) and graph.nodes[value.node].type == f"{PREFIX}FitImage"

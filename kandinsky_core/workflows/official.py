@@ -83,7 +83,8 @@ def _expand(node: Node, scope: Scope) -> Replacement:
 
 
 def _fitted(image: Link, scope: Scope, encode: str) -> Link:
-    """The image as the chain's VAE node cuts it, where there is one: Qwen sees the same crop."""
+    """Return the image as the chain's VAE node cuts it, where there is one: Qwen sees the same
+    crop."""
     for chain in scope.chains_below(encode):
         for each in chain.ancestors:
             node = scope.graph.nodes[each]
@@ -108,7 +109,8 @@ def _image(node: Node, scope: Scope) -> Replacement:
 
 
 def _start(node: Node, chain: Chain, scope: Scope) -> tuple[NewNode, list[Any], list[str]]:
-    """What a sampler starts from: its node, the three inputs it gives, and what could not be."""
+    """Return what a sampler starts from: its node, the three inputs it gives, and what could not
+    be."""
     get = node.inputs.get
     conditioning = {"positive": get("positive_emb"), "negative": get("negative_emb")}
     size = {name: get(name) for name in ("width", "height")}

@@ -48,13 +48,14 @@ Rule = Callable[[Node, Scope], Replacement | None]
 
 
 def make_one(node_type: str, outputs: int = 1, /, **inputs: Any) -> Replacement:
-    """One node of ours whose outputs are the old one's; inputs that are None are left out."""
+    """Return one node of ours whose outputs are the old one's; inputs that are None are left
+    out."""
     new = NewNode(node_type, {name: value for name, value in inputs.items() if value is not None})
     return Replacement([new], {slot: Out(new, slot) for slot in range(outputs)})
 
 
 def make_decode(vae: str, latent: str) -> Rule:
-    """A rule for a decoder whose inputs have these names."""
+    """Return a rule for a decoder whose inputs have these names."""
 
     def rule(node: Node, scope: Scope) -> Replacement:  # noqa: ARG001
         made = make_one(
@@ -71,7 +72,7 @@ def make_decode(vae: str, latent: str) -> Rule:
 
 
 def loaded_model(chain: Chain, scope: Scope) -> Any:
-    """The model as it was loaded, which tells sizes and latent space."""
+    """Return the model as it was loaded, which tells sizes and latent space."""
     if chain.loader is not None:
         return Link(chain.loader, 0)
     return scope.graph.nodes[chain.sampler].inputs.get("model")

@@ -77,7 +77,8 @@ class _Size(NamedTuple):
 
 
 def _useful(document: Json, definitions: dict[str, Json], wanted: Wanted) -> set[str]:
-    """Ids of the definitions that hold a node of interest, at any depth; each is visited once."""
+    """Return the ids of the definitions that hold a node of interest, at any depth; each is visited
+    once."""
     inside = {
         each: {node["type"] for node in definition["nodes"]} & definitions.keys()
         for each, definition in definitions.items()
@@ -109,7 +110,8 @@ def _useful(document: Json, definitions: dict[str, Json], wanted: Wanted) -> set
 
 
 def _size_of(part: Json, sizes: dict[str, _Size]) -> _Size:
-    """Size of a workflow or definition; anything above the limits is as good as any more."""
+    """Return the size of a workflow or definition; anything above the limits is as good as any
+    more."""
     each = [sizes.get(node["type"], _Size(1, 0)) for node in part["nodes"]]
     own = sum(len(part.get(name) or []) for name in ("links", "groups", "inputs", "outputs"))
     own += sum(len(_shown(node)) for node in part["nodes"])
@@ -179,7 +181,7 @@ class _Expansion:
                     self._connect(source, nodes[drain.target], drain.target_slot, wire.type)
 
     def _links_from_outside(self) -> dict[int, tuple[int, int]]:
-        """Number of a definition's input -> the node and output that feed it."""
+        """Return the number of a definition's input -> the node and output that feed it."""
         wires = {wire.id: wire for wire in self._document["links"]}
         numbers = {each["name"]: i for i, each in enumerate(self._definition["inputs"])}
         return {
@@ -189,7 +191,8 @@ class _Expansion:
         }
 
     def _source(self, wire: Wire) -> tuple[int, int] | None:
-        """Where an inner link comes from, seen from outside; None where nothing is connected."""
+        """Return where an inner link comes from, seen from outside; None where nothing is
+        connected."""
         if wire.source == INPUTS:
             return self._feeds.get(wire.source_slot)
         return self._ids[wire.source], wire.source_slot
@@ -200,7 +203,8 @@ class _Expansion:
         target["inputs"][slot]["link"] = self._last_link
 
     def _set_promoted_values(self, nodes: dict[int, Json]) -> None:
-        """Values that the subgraph's own widgets hold; older pages keep them inside only."""
+        """Set the values that the subgraph's own widgets hold; older pages keep them inside
+        only."""
         shown = _shown(self._instance)
         values = self._instance.get("widgets_values") or []
         if len(values) != len(shown):
@@ -214,7 +218,8 @@ class _Expansion:
                     saved[names.index(widget)] = value
 
     def _holders(self, owner: int, name: str, nodes: dict[int, Json]) -> list[tuple[int, str]]:
-        """Which inner widgets a shown one stands for; owner -1 is an input of the subgraph."""
+        """Return which inner widgets a shown one stands for; owner -1 is an input of the
+        subgraph."""
         if owner != -1:
             return [(owner, name)]
         numbers = [i for i, each in enumerate(self._definition["inputs"]) if each["name"] == name]
@@ -249,7 +254,8 @@ class _Expansion:
 
 
 def _shown(node: Json) -> list[Any]:
-    """Widgets of inner nodes that a subgraph node shows, each the inner node's id and a name."""
+    """Return the widgets of inner nodes that a subgraph node shows, each the inner node's id and a
+    name."""
     properties = node.get("properties")
     return (properties.get("proxyWidgets") or []) if isinstance(properties, dict) else []
 
@@ -257,7 +263,7 @@ def _shown(node: Json) -> list[Any]:
 def _room(
     corner: tuple[float, ...], old: tuple[float, ...], wider: float, higher: float
 ) -> tuple[float, float]:
-    """How far something right of or below the subgraph moves."""
+    """Return how far something right of or below the subgraph moves."""
     if corner[0] >= old[2]:
         return wider, 0.0
     return 0.0, higher if corner[1] >= old[3] else 0.0

@@ -31,7 +31,7 @@ class NodeSpec(NamedTuple):
     """Name and type of each."""
 
     def widgets(self) -> list[str]:
-        """Names of the values in `widgets_values`, in order."""
+        """Return the names of the values in `widgets_values`, in order."""
         names = []
         for each in self.inputs:
             if each.is_widget:

@@ -26,7 +26,7 @@ class Wire(NamedTuple):
 
 
 def read_wire(raw: Any) -> Wire:
-    """A link as newer (object) or older (list) files have it.
+    """Return a link as newer (object) or older (list) files have it.
 
     Raises:
         WorkflowError: It is neither.
@@ -44,7 +44,7 @@ def read_wire(raw: Any) -> Wire:
 
 
 def widget_names(node_type: str) -> list[str]:
-    """Names of the saved widget values of a type we know, in order."""
+    """Return the names of the saved widget values of a type we know, in order."""
     return OURS[node_type].widgets() if node_type in OURS else list(WIDGETS.get(node_type, ()))
 
 
@@ -127,7 +127,7 @@ def _read_node(raw: Json, wires: Mapping[int, Wire]) -> Node:
 
 
 def write_ui(graph: Graph) -> Json:
-    """The workflow as the UI format has it, with links numbered anew."""
+    """Return the workflow as the UI format has it, with links numbered anew."""
     order = {node_id: rank for rank, node_id in enumerate(graph.order())}
     nodes = [_write_node(node, order[node.id]) for node in graph.nodes.values()]
     written = {str(node["id"]): node for node in nodes}
@@ -223,7 +223,7 @@ def _write_ours(node: Node, order: int) -> Json:
 
 
 def position(raw: Json) -> tuple[float, float]:
-    """Upper left corner of a node, which old files hold as an object."""
+    """Return upper left corner of a node, which old files hold as an object."""
     return _pair(raw.get("pos"), (0, 0))
 
 
@@ -238,7 +238,7 @@ def _pair(value: Any, default: tuple[float, float]) -> tuple[float, float]:
 
 
 def box(raw: Json) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a node with its title."""
+    """Return left, top, right and bottom of a node with its title."""
     (x, y), (width, height) = position(raw), _size(raw)
     return x, y - TITLE, x + width, y + height
 

@@ -28,7 +28,8 @@ _SHARD_NAME = re.compile(r".+-\d{5}-of-\d{5}\.(?:safetensors|gguf)")
 
 
 def choices(folder: Folder, *first: str) -> list[str]:
-    """Entries of a loader's list: `first`, then every file ComfyUI knows in that folder, and GGUF.
+    """Return the entries of a loader's list: `first`, then every file ComfyUI knows in that folder,
+    and GGUF.
 
     Shards of one model are one entry, the folder that holds them.
     """
@@ -39,7 +40,7 @@ def choices(folder: Folder, *first: str) -> list[str]:
 
 
 def locate(folder: Folder, name: str, input_id: str) -> Path:
-    """Path of a file chosen from `choices`.
+    """Return the path of a file chosen from `choices`.
 
     Raises:
         ValueError: No folder of that kind, extra_model_paths.yaml included, has the file.
@@ -57,7 +58,7 @@ def locate(folder: Folder, name: str, input_id: str) -> Path:
 
 
 def find_path(folder: Folder, name: str) -> Path | None:
-    """Path of a file chosen from `choices`, or None."""
+    """Return the path of a file chosen from `choices`, or None."""
     path = folder_paths.get_full_path(folder, name)
     if path is not None:
         return Path(path)
@@ -66,7 +67,7 @@ def find_path(folder: Folder, name: str) -> Path | None:
 
 
 def find_model(file_name: str, release: Release) -> str:
-    """A checkpoint in the list of Load Model, whoever converted it and whatever the format.
+    """Return a checkpoint in the list of Load Model, whoever converted it and whatever the format.
 
     Args:
         file_name: What it was released as.
@@ -88,7 +89,8 @@ def find_model(file_name: str, release: Release) -> str:
 
 
 def find_part(folder: Folder, part: Part) -> str:
-    """A file in a loader's list by the names it goes by; its usual name where there is none."""
+    """Return a file in a loader's list by the names it goes by; its usual name where there is
+    none."""
     names = choices(folder)
     usual = [name for name in names if Path(name).name == part.file_name]
     others = (name for name in names if re.match(part.pattern, Path(name).name.lower()))
@@ -104,7 +106,7 @@ def _is_release(name: str, release: Release) -> bool:
 
 
 def temporary_file(name: str) -> Path:
-    """A new path like `name` in the folder that ComfyUI empties when it starts."""
+    """Return a new path like `name` in the folder that ComfyUI empties when it starts."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     path = Path(name)
@@ -112,12 +114,12 @@ def temporary_file(name: str) -> Path:
 
 
 def ratio_names() -> list[str]:
-    """Files of MagCache ratios, in models/kandinsky5."""
+    """Return the files of MagCache ratios, in models/kandinsky5."""
     return sorted(path.name for path in _ratios_folder().glob("*.json"))
 
 
 def ratios_path(name: str, input_id: str, *, create: bool = False) -> Path:
-    """Path of a file of MagCache ratios.
+    """Return the path of a file of MagCache ratios.
 
     Args:
         name: File name; its .json may be left out.
@@ -143,7 +145,8 @@ def _ratios_folder() -> Path:
 
 
 def _gguf_names(folder: Folder) -> list[str]:
-    """Files that ComfyUI leaves out of its lists because its own loaders cannot read them."""
+    """Return the files that ComfyUI leaves out of its lists because its own loaders cannot read
+    them."""
     names: set[str] = set()
     for root in folder_paths.get_folder_paths(folder):
         files, _folders = folder_paths.recursive_search(root, excluded_dir_names=[".git"])
@@ -152,6 +155,7 @@ def _gguf_names(folder: Folder) -> list[str]:
 
 
 def _folder_of_shards(name: str) -> str | None:
-    """Folder of a shard, as the list spells it; None for whole files and for loose shards."""
+    """Return the folder of a shard, as the list spells it; None for whole files and for loose
+    shards."""
     folder, file = os.path.split(name)
     return folder if folder and _SHARD_NAME.fullmatch(file) else None

@@ -15,13 +15,13 @@ _MOST_BYTES = 2**20
 
 
 def input_texts() -> list[str]:
-    """The .txt files there."""
+    """Return the .txt files there."""
     folder = Path(folder_paths.get_input_directory())
     return sorted(path.name for path in folder.glob("*.txt") if path.is_file())
 
 
 def fingerprint_input(name: str) -> str:
-    """What changes with a file's content."""
+    """Return what changes with a file's content."""
     path = Path(folder_paths.get_input_directory()) / name
     return f"{name} {path.stat().st_mtime_ns if name in input_texts() else None}"
 
@@ -57,7 +57,7 @@ def read_input_text(name: str, input_id: str) -> str:
 
 
 def read_prompts(text: str, file: str, split: Split) -> list[PromptEntry]:
-    """Prompts of a text, then those of a file in the input folder.
+    """Return the prompts of a text, then those of a file in the input folder.
 
     Args:
         text: A list of prompts; may be empty beside a file.

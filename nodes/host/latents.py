@@ -32,7 +32,7 @@ class LatentSpace:
     rgb_bias: list[float]
 
     def latent_format(self) -> comfy.latent_formats.LatentFormat:
-        """What ComfyUI asks to scale and preview latents."""
+        """Return what ComfyUI asks to scale and preview latents."""
         return _Format(self)
 
 
@@ -53,7 +53,7 @@ class _Format(comfy.latent_formats.LatentFormat):
 
 
 def space_of_vae(config: VideoVAEConfig | ImageVAEConfig) -> LatentSpace:
-    """The latent space of a VAE, told by its dimensions."""
+    """Return the latent space of a VAE, told by its dimensions."""
     if isinstance(config, ImageVAEConfig):
         flux = comfy.latent_formats.Flux()
         return LatentSpace("FLUX.1", config, flux.latent_rgb_factors, flux.latent_rgb_factors_bias)
@@ -66,7 +66,7 @@ def space_of_vae(config: VideoVAEConfig | ImageVAEConfig) -> LatentSpace:
 
 
 def space_of_transformer(info: CheckpointInfo) -> LatentSpace:
-    """The latent space that a transformer works in."""
+    """Return the latent space that a transformer works in."""
     vae = VAE_OF.get(info.release.variant if info.release else info.variant, "hunyuan")
     if vae != "nano":
         return space_of_vae(VAES[vae])
@@ -77,6 +77,6 @@ def space_of_transformer(info: CheckpointInfo) -> LatentSpace:
 
 
 def pixel_size(latents: Tensor) -> Size:
-    """Height and width in pixels of latents (..., h, w)."""
+    """Return height and width in pixels of latents (..., h, w)."""
     _, space_h, space_w = RELEASED.compression_thw
     return latents.shape[-2] * space_h, latents.shape[-1] * space_w

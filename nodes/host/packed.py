@@ -40,7 +40,7 @@ class _HostWeight(PackedWeight):
     """The same of the hooks that are on now."""
 
     def weight_patches(self) -> list[Patch]:
-        """What the weight goes through, in order."""
+        """Return what the weight goes through, in order."""
         placed: list[Patch] = list(getattr(self, "weight_function", ()))
         lowvram = getattr(self, "weight_lowvram_function", None)  # hosts after 0.3.75
         if lowvram is not None:
@@ -51,7 +51,7 @@ class _HostWeight(PackedWeight):
         return [*own, self.hook_patch] if self.hook_patch else own
 
     def ready_weight(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The patched weight as numbers, where and as a call needs it."""
+        """Return the patched weight as numbers, where and as a call needs it."""
         patches = self.weight_patches()
         # patches are summed in fp32, as the host does where it writes them into a weight
         weight = self.numbers(_fetch(self.weight, device), torch.float32 if patches else dtype)
@@ -60,7 +60,7 @@ class _HostWeight(PackedWeight):
         return weight.to(dtype)
 
     def convert_weight(self, weight: Tensor, **_: Any) -> Tensor:
-        """The host's: a copy of the weight in any dtype, or a patched one, as numbers."""
+        """Return the host's: a copy of the weight in any dtype, or a patched one, as numbers."""
         return self.numbers(weight, torch.float32) if self.is_packed(weight) else weight
 
     def set_weight(
@@ -71,7 +71,7 @@ class _HostWeight(PackedWeight):
         return_weight: bool = False,
         **_: Any,
     ) -> Tensor | None:
-        """The host's: take new numbers, or give back what taking them would come to."""
+        """Return the host's: take new numbers, or give back what taking them would come to."""
         if self.packing is not None:
             assert return_weight, "PackedPatcher writes nothing into packed weights"
             return weight
@@ -154,7 +154,7 @@ class PackedPatcher(ModelPatcher):
         original_weights: dict[str, Any],
         memory_counter: Any,
     ) -> None:
-        """The same of the hooks of a prompt."""
+        """Do the same with the hooks of a prompt."""
         layer = self._packed(key)
         if layer is None:
             super().patch_hook_weight_to_device(
@@ -195,7 +195,7 @@ def _apply(
 
 
 def packed_layers(network: nn.Module) -> dict[str, _HostWeight]:
-    """The layers of a network whose weights are packed, by name."""
+    """Return the layers of a network whose weights are packed, by name."""
     return {
         name: module
         for name, module in network.named_modules()
@@ -204,8 +204,8 @@ def packed_layers(network: nn.Module) -> dict[str, _HostWeight]:
 
 
 def unpacked_state(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The packed weights of a network by name, patched, as numbers in main memory, for files that
-    others read."""
+    """Return the packed weights of a network by name, patched, as numbers in main memory, for files
+    that others read."""
     return {
         f"{name}.weight": layer.ready_weight(layer.weight.device, dtype).cpu()
         for name, layer in packed_layers(network).items()

@@ -28,7 +28,7 @@ def make_job(
     vae: Any,
     guided: bool,
 ) -> Job:
-    """The job of sampling a LATENT with a MODEL, its prompts and its decoding.
+    """Return the job of sampling a LATENT with a MODEL, its prompts and its decoding.
 
     Args:
         model: MODEL.
@@ -86,7 +86,8 @@ def make_job(
 
 
 def free_memory(model: ModelPatcher) -> int:
-    """Bytes of the MODEL's device that are free, or would be if ComfyUI unloaded everything."""
+    """Return the bytes of the MODEL's device that are free, or would be if ComfyUI unloaded
+    everything."""
     management, device = comfy.model_management, model.load_device
     free = management.get_free_memory(device)
     if device != torch.device("cpu"):  # there, what is unloaded takes as much as before
@@ -100,7 +101,8 @@ def free_memory(model: ModelPatcher) -> int:
 
 
 def free_main_memory(*parts: Any) -> int:
-    """Bytes of main memory that are free, or that weights of these parts take there already.
+    """Return the bytes of main memory that are free, or that weights of these parts take there
+    already.
 
     Args:
         *parts: MODEL, CLIP or VAE; None is left out.

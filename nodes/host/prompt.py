@@ -21,7 +21,8 @@ _WEIGHTED = re.compile(r"(?<!\\)\(([^()]*[^()\d\s]):[-+]?(?:[0-2]?\.\d+|[0-3]\.0
 
 
 def prepare_prompt(text: str, options: Mapping[str, Any] | None) -> str:
-    """What an encoder reads: the prompt without weights, after the triggers of a CLIP's LoRAs.
+    """Return what an encoder reads: the prompt without weights, after the triggers of a CLIP's
+    LoRAs.
 
     Args:
         text: What the user wrote; an empty prompt stays empty, for it stands for no prompt.
@@ -31,7 +32,7 @@ def prepare_prompt(text: str, options: Mapping[str, Any] | None) -> str:
 
 
 def put_triggers(text: str, options: Mapping[str, Any] | None) -> str:
-    """The prompt after the triggers of a CLIP's LoRAs; an empty one stays empty."""
+    """Return the prompt after the triggers of a CLIP's LoRAs; an empty one stays empty."""
     return add_triggers(text, (options or {}).get(TRIGGERS, ())) if text.strip() else text
 
 

@@ -57,7 +57,7 @@ def show_text(hidden: Any, text: str) -> None:
 
 
 def prompt_of(conditioning: list[Any]) -> str | None:
-    """The prompt behind a CONDITIONING; None where another node encoded it."""
+    """Return the prompt behind a CONDITIONING; None where another node encoded it."""
     texts = [extra[PROMPT] for _, extra in conditioning if PROMPT in extra]
     return " ".join(dict.fromkeys(texts)) if texts else None
 

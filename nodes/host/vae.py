@@ -40,7 +40,7 @@ class Autoencoder(nn.Module):
         self.is_video = isinstance(network.config, VideoVAEConfig)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, F, H, W), or (B, 3, H, W) for the image VAE, to latents."""
+        """Return pixels (B, 3, F, H, W), or (B, 3, H, W) for the image VAE, to latents."""
         clip = pixels if pixels.ndim == 5 else pixels[:, :, None]
         time = (
             (clip.shape[2] - 1) // self.network.config.temporal_compression if self.is_video else 0
@@ -52,7 +52,7 @@ class Autoencoder(nn.Module):
         return latents if pixels.ndim == 5 else latents[:, :, 0]
 
     def decode(self, latents: Tensor, **_: Any) -> Tensor:
-        """Latents to pixels; the inverse of `encode` in shapes."""
+        """Return latents to pixels; the inverse of `encode` in shapes."""
         clip = latents if latents.ndim == 5 else latents[:, :, None]
         tiling = choose_tiles(self.network, len(clip), clip.shape[2:], latents.device, "decode")
         pixels = self.network.decode(clip, tiling=tiling, on_tile=_cancellable)
@@ -108,7 +108,8 @@ class VAE(comfy.sd.VAE):
         return self._bytes((shape[0], self.latent_channels, *grid), dtype, "encode")
 
     def _bytes(self, latent_shape: Sequence[int], dtype: torch.dtype, direction: Any) -> int:
-        """What the host should free: all that one tile would take, up to a comfortable budget."""
+        """Return what the host should free: all that one tile would take, up to a comfortable
+        budget."""
         needed = tile_bytes(
             self.network.config, latent_shape[2:], latent_shape[0], dtype, direction
         )
@@ -131,14 +132,14 @@ class VAE(comfy.sd.VAE):
         return pixels
 
     def get_sd(self) -> dict[str, Tensor]:
-        """Weights under the names that `load_vae` reads back."""
+        """Return weights under the names that `load_vae` reads back."""
         return self.network.state_dict()
 
 
 def latent_grid(
     config: VideoVAEConfig | ImageVAEConfig, pixels_fhw: Sequence[int]
 ) -> tuple[int, int, int]:
-    """Latent cells (T, h, w) of frames and pixels."""
+    """Return latent cells (T, h, w) of frames and pixels."""
     frames, height, width = pixels_fhw
     time = config.temporal_compression if isinstance(config, VideoVAEConfig) else 1
     space = config.spatial_compression

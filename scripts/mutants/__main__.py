@@ -75,7 +75,8 @@ class Trial:
         return found
 
     def _rounds(self, reaching: set[str]) -> list[list[str]]:
-        """Tests of the files that are most about this line; then all others that there is time for.
+        """Return the tests of the files that are most about this line; then all others that there
+        is time for.
 
         A file is about a line if many of its tests run it. Within a file the quickest come first.
         """
@@ -148,7 +149,7 @@ def _file(test: str) -> str:
 
 
 def _within(names: Sequence[str], seconds: dict[str, float], budget: float) -> list[str]:
-    """The first ones that take so long together, one at least."""
+    """Return the first ones that take so long together, one at least."""
     kept, total = [], 0.0
     for name in names:
         total += seconds[name]

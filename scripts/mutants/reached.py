@@ -35,16 +35,17 @@ class Reached:
         self._lines: dict[str, dict[str, list[int]]] = found["lines"]
 
     def of_lines(self, file: str, lines: range) -> set[str]:
-        """Tests that run one of these lines."""
+        """Return the tests that run one of these lines."""
         of_file = self._lines.get(file, {})
         return {self._names[index] for line in lines for index in of_file.get(str(line), ())}
 
     def of_file(self, file: str) -> set[str]:
-        """Tests that run any line of a file after it was imported."""
+        """Return the tests that run any line of a file after it was imported."""
         return {self._names[i] for indices in self._lines.get(file, {}).values() for i in indices}
 
     def that_name(self, file: str, root: Path) -> set[str]:
-        """Tests whose file mentions a module, for what runs at import or in other processes."""
+        """Return tests whose file mentions a module, for what runs at import or in other
+        processes."""
         module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         mentioning = {
             path for path in self._files if module in (root / path).read_text(encoding="utf-8")

@@ -95,7 +95,7 @@ class Mutant:
         return f"{self.file}:{self.line}:{self.column} {operator} {self.occurrence}"
 
     def plant(self, source: str) -> str:
-        """The file's source with the fault."""
+        """Return the file's source with the fault."""
         mutated = mutate_code(source, get_operator(self.operator)(), self.occurrence)
         assert mutated is not None, self.name
         return mutated
@@ -181,7 +181,7 @@ def _left_out(module: ast.Module) -> Iterator[tuple[Place, Place]]:
 
 
 def _around_defaults(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator:
-    """What is left of a function's head when the default values are taken out."""
+    """Yield what is left of a function's head when the default values are taken out."""
     yield from map(_span, function.decorator_list)
     given = [*function.args.defaults, *filter(None, function.args.kw_defaults)]
     start: Place = (function.lineno, function.col_offset)

@@ -51,7 +51,7 @@ class Tree:
         return sorted(path.relative_to(self.root).as_posix() for path in found)
 
     def read(self, file: str) -> str:
-        """The file as it was committed, whatever is planted in it."""
+        """Return the file as it was committed, whatever is planted in it."""
         return _git("show", f"{self.commit}:{file}").decode()
 
     @contextmanager

@@ -56,7 +56,7 @@ class Verdicts:
             file.write(json.dumps(asdict(verdict)) + "\n")
 
     def summary(self, mutants: Sequence[Mutant]) -> str:
-        """A table in Markdown: a row for each folder, and the sum."""
+        """Return a table in Markdown: a row for each folder, and the sum."""
         rows = [(folder, [m for m in mutants if m.folder == folder]) for folder in FOLDERS]
         lines = ["| folder | planted | of | caught | share |", "|---|---|---|---|---|"]
         for name, chosen in [*rows, ("all", list(mutants))]:
@@ -69,7 +69,7 @@ class Verdicts:
         return "\n".join([*lines, "", counted])
 
     def survivors(self, mutants: Iterable[Mutant], tree: Tree) -> str:
-        """What no test saw, with the line before and after."""
+        """Return what no test saw, with the line before and after."""
         lines = []
         for mutant in mutants:
             verdict = self.known.get(mutant.name)
@@ -81,7 +81,7 @@ class Verdicts:
 
 
 def change(mutant: Mutant, tree: Tree) -> list[str]:
-    """The lines that a fault takes away (-) and puts (+)."""
+    """Return the lines that a fault takes away (-) and puts (+)."""
     source = tree.read(mutant.file)
     planted = mutant.plant(source)
     found = difflib.unified_diff(source.splitlines(), planted.splitlines(), n=0, lineterm="")

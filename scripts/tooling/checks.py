@@ -31,7 +31,7 @@ def run_all(pytest_args: list[str]) -> int:
 
 
 def _static_checks(python: str) -> list[tuple[str, list[str]]]:
-    """Names and commands of what is checked without running the project."""
+    """Return the names and commands of what is checked without running the project."""
     return [
         ("lint", [python, "-m", "ruff", "check", "."]),
         ("format", [python, "-m", "ruff", "format", "--check", "."]),

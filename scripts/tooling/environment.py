@@ -127,7 +127,8 @@ def host_path_from_user() -> Path | None:
 
 
 def _host_requirements() -> Path:
-    """A user's own ComfyUI brings its own list; the downloaded one goes with ours."""
+    """Find what ComfyUI needs: a user's own brings its own list, the downloaded one goes with
+    ours."""
     path = host_path_from_user()
     return path / "requirements.txt" if path else HOST_REQUIREMENTS
 

@@ -75,7 +75,7 @@ class SharedPage:
         self._page = None
 
     def empty(self):
-        """The page with nothing in the graph, no message, no other tab and no error."""
+        """Return the page with nothing in the graph, no message, no other tab and no error."""
         if self._page is not None and not self._clear():
             self.discard()
         if self._page is None:
@@ -118,7 +118,7 @@ def pytest_runtest_makereport(item):
 
 @pytest.fixture(scope="session")
 def open_page(chromium, comfy_server):
-    """Opens the web page with an empty profile and waits until the app is ready.
+    """Open the web page with an empty profile and wait until the app is ready.
 
     `page.console.from_the_pack()` lists console errors of our files.
     """
@@ -144,7 +144,7 @@ def open_page(chromium, comfy_server):
 
 @pytest.fixture(scope="session")
 def shared_page(open_page):
-    """The page that tests share."""
+    """Yield the page that tests share."""
     shared = SharedPage(open_page)
     yield shared
     shared.discard()
@@ -152,7 +152,7 @@ def shared_page(open_page):
 
 @pytest.fixture
 def page(shared_page, comfy, artifacts, request):  # noqa: ARG001  comfy looks after the server
-    """The shared page, emptied; a screenshot named after the test is kept in artifacts/."""
+    """Yield the shared page, emptied; a screenshot named after the test is kept in artifacts/."""
     page = shared_page.empty()
     yield page
     page.screenshot(path=artifacts / f"{request.node.name}.png")
@@ -162,7 +162,7 @@ def page(shared_page, comfy, artifacts, request):  # noqa: ARG001  comfy looks a
 
 @pytest.fixture
 def fresh_page(open_page, comfy, artifacts, request):  # noqa: ARG001
-    """A page of the test's own, for what it sees of the opening or leaves behind."""
+    """Yield a page of the test's own, for what it sees of the opening or leaves behind."""
     page = open_page()
     yield page
     page.screenshot(path=artifacts / f"{request.node.name}.png")
@@ -171,7 +171,7 @@ def fresh_page(open_page, comfy, artifacts, request):  # noqa: ARG001
 
 @pytest.fixture
 def open_file(page):
-    """Loads a UI-form workflow from a file into the canvas and returns it."""
+    """Load a UI-form workflow from a file into the canvas and return it."""
 
     def load(path):
         workflow = json.loads(path.read_text(encoding="utf-8"))
@@ -185,7 +185,7 @@ def open_file(page):
 
 @pytest.fixture
 def set_widgets(page):
-    """Sets widgets by name on the only node of a type."""
+    """Set widgets by name on the only node of a type."""
 
     def call(node_type, values):
         page.evaluate(
@@ -202,7 +202,7 @@ def set_widgets(page):
 
 @pytest.fixture
 def wait_for_queue(comfy):
-    """Waits until nothing is queued; returns what /history holds of the last `count` runs."""
+    """Wait until nothing is queued; return what /history holds of the last `count` runs."""
 
     def call(count):
         deadline = time.monotonic() + RUN_SECONDS

@@ -27,7 +27,7 @@ LINK_WIDTH = """() => {
 
 @pytest.fixture
 def queue_prompts(page):
-    """Runs the menu entry and waits until the page tells certain words."""
+    """Run the menu entry and wait until the page tells certain words."""
 
     def call(words):
         page.evaluate("(id) => window.app.extensionManager.command.execute(id)", COMMAND)

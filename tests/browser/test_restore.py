@@ -32,7 +32,7 @@ GRAPH = """() => {
 
 @pytest.fixture
 def drop(page):
-    """Drops a file on the page, as a creator does from a folder."""
+    """Drop a file on the page, as a creator does from a folder."""
 
     def call(path, kind):
         data = base64.b64encode(path.read_bytes()).decode()

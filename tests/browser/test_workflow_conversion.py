@@ -12,7 +12,7 @@ OFFICIAL = ["Kandinsky5Generate", "Kandinsky5LoadDiT", "expand_prompt"]
 
 @pytest.fixture
 def open_workflow(page):
-    """Loads a workflow whose nodes the page may not know."""
+    """Load a workflow whose nodes the page may not know."""
 
     def load(workflow):
         page.evaluate("(workflow) => window.app.loadGraphData(workflow)", workflow)

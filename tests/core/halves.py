@@ -20,7 +20,7 @@ from kandinsky_core.training.optim import Schedule, make_optimizers
 
 
 def train(group: Group, folder: Path) -> list[dict[str, float]]:
-    """Takes three steps; the main process leaves a checkpoint and the metrics."""
+    """Take three steps; the main process leaves a checkpoint and the metrics."""
     torch.manual_seed(group.rank)  # all start from the main one's weights
     model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 6), nn.Linear(6, 1))
     rows = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))

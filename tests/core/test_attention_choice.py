@@ -72,7 +72,7 @@ class OnCuda(torch.Tensor):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """Puts stand-ins for all that auto chooses from; returns the names of those called."""
+    """Put stand-ins for all that auto chooses from; return the names of those called."""
     calls = []
     monkeypatch.setattr(auto, "KERNEL_FROM", 320)
 
@@ -178,7 +178,7 @@ def test_unknown_and_absent_backends_are_refused_with_what_there_is(monkeypatch)
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Installs a function under a package's name; returns the calls that it gets."""
+    """Install a function under a package's name; return the calls that it gets."""
     monkeypatch.setattr(packages, "fits_kernels", lambda q: q.dtype == torch.bfloat16)
 
     def install(name, function):

@@ -37,13 +37,13 @@ def _built():
 
 @pytest.fixture
 def _kernel(_built, monkeypatch):
-    """A kernel that auto has not tried yet."""
+    """Provide a kernel that auto has not tried yet."""
     monkeypatch.setattr(auto, "COMPILED", Tried("the compiled kernel", auto._load_compiled))
 
 
 @pytest.fixture
 def without_kernel(tmp_path, monkeypatch):
-    """A process that loaded nothing, and a cache in which nothing was built."""
+    """Return a process that loaded nothing, and a cache in which nothing was built."""
     monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(compiled, "_is_loaded", lambda: False)
     monkeypatch.setattr(auto, "COMPILED", Tried("the compiled kernel", auto._load_compiled))

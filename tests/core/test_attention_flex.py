@@ -115,7 +115,7 @@ class OnCuda(torch.Tensor):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What the compiled function would be called with."""
+    """Return what the compiled function would be called with."""
     calls = []
 
     def compiled(_q, _k, v, *, block_mask, kernel_options):

@@ -12,7 +12,7 @@ from kandinsky_core.attention.backends import dense, gathered
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """A dispatch mode sees the operations of its own thread alone."""
+    """Keep the work on one thread: a dispatch mode sees the operations of its own alone."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -33,7 +33,8 @@ RELEASED = {
 
 
 def transformer_shapes(variant: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a released transformer, written out from the published layout."""
+    """Return the names and shapes of a released transformer, written out from the published
+    layout."""
     dim, ff, time, text_blocks, visual_blocks, head, in_width, count = RELEASED[variant]
     shapes: dict[str, tuple[int, ...]] = {}
 

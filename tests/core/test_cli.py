@@ -40,7 +40,7 @@ Run = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the three files of a tiny nano model."""
+    """Return a folder with the three files of a tiny nano model."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     transformer = CrossDiT(DIT)
@@ -56,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `generate` on the tiny model in a folder of its own."""
+    """Run `generate` on the tiny model in a folder of its own."""
     monkeypatch.chdir(tmp_path)
 
     def generate(*options: object, prompt: str = "a red circle") -> int:
@@ -72,7 +72,7 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def header_only(
     path: Path, network: torch.nn.Module, metadata: dict[str, str] | None = None
 ) -> Path:
-    """A file with the header of a network on the meta device; its weights are a hole."""
+    """Return a file with the header of a network on the meta device; its weights are a hole."""
     header: dict[str, object] = {"__metadata__": metadata or {}}
     end = 0
     for name, tensor in network.state_dict().items():
@@ -95,7 +95,7 @@ def picture(path: Path) -> Path:
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The error, which must be all that was printed."""
+    """Return the error, which must be all that was printed."""
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
@@ -236,7 +236,7 @@ def test_show_refuses_what_carries_nothing(
 
 @pytest.fixture
 def run_list(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `generate --prompts` for small images on the tiny model."""
+    """Run `generate --prompts` for small images on the tiny model."""
     monkeypatch.chdir(tmp_path)
 
     def generate(*options: object, text: str | bytes) -> int:

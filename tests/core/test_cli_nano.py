@@ -27,7 +27,7 @@ farther from others. A last frame is decoded after what two steps made, so it co
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `generate` in two steps, in a folder of its own."""
+    """Run `generate` in two steps, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
 
     def generate(*options: object, prompt: str = "a red circle moves to the right") -> int:
@@ -37,7 +37,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def counting(calls: Counter[str], name: Callable[..., str], function: Callable) -> Callable:
-    """A function that counts its calls by name."""
+    """Return a function that counts its calls by name."""
 
     def counted(*args: object, **kwargs: object) -> object:
         calls[name(*args)] += 1

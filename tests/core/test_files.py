@@ -64,7 +64,7 @@ def test_a_stopped_writer_leaves_the_old_file(tmp_path):
 
 
 def writes_past_it(path: Path) -> list[str]:
-    """Calls that put text or bytes into a file other than the `part` that `atomic_write` gives."""
+    """Return calls that put text or bytes into a file other than the `part` of `atomic_write`."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):

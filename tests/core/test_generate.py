@@ -74,7 +74,7 @@ def picture(height: int = 40, width: int = 60) -> np.ndarray:
 
 
 def with_trigger(pipeline: Pipeline, trigger: str) -> Pipeline:
-    """The pipeline with a LoRA that changes nothing and asks for a text."""
+    """Return the pipeline with a LoRA that changes nothing and asks for a text."""
     name = "out_layer.out_layer"
     rows, columns = pipeline.transformer.out_layer.out_layer.weight.shape
     pairs = {name: LoraPair(torch.zeros(1, columns), torch.zeros(rows, 1), 1.0)}

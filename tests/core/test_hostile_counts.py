@@ -95,7 +95,8 @@ def test_layers_that_a_config_json_asks_for(tmp_path, part, name):
 
 
 def laughs(levels, innermost):
-    """A workflow whose subgraphs stand twice in the next: 2 ** levels nodes in a few kilobytes."""
+    """Return a workflow whose subgraphs stand twice in the next: 2 ** levels nodes in a few
+    kilobytes."""
 
     def node(number, kind):
         return {"id": number, "type": kind, "pos": [0, 0], "inputs": [], "outputs": []}

@@ -170,7 +170,7 @@ def read_house() -> dict[str, str]:
 
 
 def read_floors() -> list[list[str]]:
-    """The parts of every floor, from the ground."""
+    """Return the parts of every floor, from the ground."""
     aliases = ", ".join(f"kandinsky_core/training/{name}" for name in ALIASES.split())
     lines = FLOORS.replace("ALIASES", aliases).strip().splitlines()
     return [line.split(", ") for line in lines]
@@ -198,7 +198,7 @@ def imported(path: str, source: str) -> tuple[tuple[int, str, tuple[str, ...]], 
 
 
 def file_of(names: tuple[str, ...], house: dict[str, str]) -> str | None:
-    """The file that is meant by the first of the names that is a module."""
+    """Return the file that is meant by the first of the names that is a module."""
     for name in names:
         for path in (f"{name}.py", f"{name}/__init__.py".removeprefix("/")):
             if path in house:
@@ -207,7 +207,7 @@ def file_of(names: tuple[str, ...], house: dict[str, str]) -> str | None:
 
 
 def part_of(path: str, parts: Iterable[str]) -> str | None:
-    """The part with the longest name that holds a file."""
+    """Return the part with the longest name that holds a file."""
     name = path.removesuffix(".py")
     return max((p for p in parts if name == p or name.startswith(f"{p}/")), key=len, default=None)
 

@@ -65,7 +65,8 @@ def published_skips(
     max_skips: int,
     retention: float,
 ) -> list[int]:
-    """Steps of one branch that the published algorithm skips, each judged from scratch."""
+    """Return the steps of one branch that the published algorithm skips, each judged from
+    scratch."""
     table = np.array([1.0, *column])
     if num_steps == 1:
         table = table[-1:]
@@ -229,7 +230,7 @@ def pipeline() -> Pipeline:
 
 
 def count_blocks(pipeline: Pipeline) -> list[int]:
-    """A list that grows with every run of a visual block."""
+    """Return a list that grows with every run of a visual block."""
     runs: list[int] = []
     for index, block in enumerate(pipeline.transformer.visual_transformer_blocks):
         block.register_forward_hook(lambda *_, index=index: runs.append(index))

@@ -29,7 +29,7 @@ Run = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the three files of a tiny nano model."""
+    """Return a folder with the three files of a tiny nano model."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     transformer = CrossDiT(DIT)
@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command on the tiny model in a folder of its own."""
+    """Run a command on the tiny model in a folder of its own."""
     monkeypatch.chdir(tmp_path)
 
     def command(verb: str, *options: object, prompt: str | None = "a red circle") -> int:
@@ -59,7 +59,7 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def lite_header(path: Path) -> Path:
-    """A file with the header of a Lite video model; its weights are a hole."""
+    """Return a file with the header of a Lite video model; its weights are a hole."""
     header: dict[str, object] = {}
     end = 0
     network = CrossDiT(VARIANTS["video_lite"], device="meta")

@@ -86,7 +86,7 @@ def test_every_number_of_steps_keeps_the_ends() -> None:
 
 
 def watch(model: CrossDiT) -> list[Tensor]:
-    """What the visual blocks add (B, S, D), call by call."""
+    """Return what the visual blocks add (B, S, D), call by call."""
     first, last = model.visual_transformer_blocks[0], model.visual_transformer_blocks[-1]
     entered: list[Tensor] = []
     added: list[Tensor] = []

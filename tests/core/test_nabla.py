@@ -73,7 +73,7 @@ def test_window_counts_tiles_on_each_axis():
 
 
 def coarse(probabilities):
-    """Queries and keys of one token a block whose coarse attention has the given rows."""
+    """Return queries and keys of one token a block whose coarse attention has the given rows."""
     rows = torch.tensor(probabilities)
     blocks = rows.shape[-1]
     # head dim = blocks: query i times key j gives log p[i, j], scaled back by sqrt(K)
@@ -121,7 +121,7 @@ def test_floor_keeps_the_largest():
 
 
 def observe(nabla, q, k, grid):
-    """The report of one map."""
+    """Return the report of one map."""
     reports = []
     tiling = Tiling(grid, nabla.tile_thw)
     watched = replace(nabla, observe=reports.append)
@@ -184,7 +184,7 @@ def test_density_counts_kept_blocks():
 
 @pytest.fixture(scope="module")
 def network():
-    """A small network whose weights, modulation included, are random and strong."""
+    """Return a small network whose weights, modulation included, are random and strong."""
     torch.manual_seed(0)
     model = CrossDiT(CONFIG).eval()
     for param in model.parameters():

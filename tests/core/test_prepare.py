@@ -26,7 +26,7 @@ SPARSE = Nabla(0.3, (1, 2, 2), (1, 1, 1))
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    """The bundled model."""
+    """Return the bundled model."""
     return load_pipeline()
 
 

@@ -111,7 +111,8 @@ def test_every_step_and_process_draws_anew_for_any_seed(seed):
 
 
 def off_by(errors):
-    """A network whose velocity is off by `errors` (T,), the same everywhere in a latent frame."""
+    """Return a network whose velocity is off by `errors` (T,), the same everywhere in a latent
+    frame."""
 
     def transformer(x, t, *_, **__):
         time = t.reshape(-1, 1, 1, 1, 1)

@@ -52,7 +52,7 @@ class Text:
 
 
 def trained_network():
-    """A network whose blocks already do something."""
+    """Return a network whose blocks already do something."""
     torch.manual_seed(0)
     network = CrossDiT(TINY)
     for parameter in network.parameters():

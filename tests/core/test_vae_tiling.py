@@ -23,7 +23,7 @@ FACTOR = (4, 2, 3)
 
 
 def upscale(grid: torch.Tensor, factor=FACTOR):
-    """A decoder without a receptive field: every cell becomes a block of its own value."""
+    """Return a decoder without a receptive field: every cell becomes a block of its own value."""
     time, height, width = factor
     cells = grid.repeat_interleave(height, 3).repeat_interleave(width, 4)
     return torch.cat([cells[:, :, :1], cells[:, :, 1:].repeat_interleave(time, 2)], dim=2)

@@ -18,7 +18,7 @@ WIDTH, VISION_WIDTH, INNER, DEPTH = 64, 32, 96, 2
 
 
 def tower(out=WIDTH) -> dict[str, torch.Tensor]:
-    """A vision tower under transformers' names."""
+    """Return a vision tower under transformers' names."""
     generator = torch.Generator().manual_seed(0)
     wide = 4 * VISION_WIDTH
     layers = {

@@ -178,7 +178,7 @@ every_file = pytest.mark.parametrize("name", CASES)
 
 
 def both(task):
-    """The official pack's own file of a task and the small one."""
+    """Return the official pack's own file of a task and the small one."""
     return pytest.mark.parametrize("name", [f"kandinsky5_lite_{task}", f"small_{task}"])
 
 
@@ -206,7 +206,7 @@ def of_type(workflow, node_type):
 
 
 def sources(workflow, node, name):
-    """The node that feeds an input."""
+    """Return the node that feeds an input."""
     (entry,) = (each for each in node["inputs"] if each["name"] == name)
     (link,) = (each for each in workflow["links"] if each[0] == entry["link"])
     (source,) = (each for each in workflow["nodes"] if each["id"] == link[1])

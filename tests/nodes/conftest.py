@@ -30,7 +30,7 @@ TINY = DiTConfig(64, 128, 32, 1, 1, (16, 24, 24), text_dim=128, pooled_dim=128)
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
-    """The host's modules and the pack, loaded by path as ComfyUI loads it.
+    """Yield the host's modules and the pack, loaded by path as ComfyUI loads it.
 
     `host.pack` maps the pack's ids to node classes, `host.native` is the module of native nodes,
     `host.extra(name)` one of comfy_extras, `host.part(name)` a module of the pack.
@@ -106,19 +106,19 @@ def load_model(run):
 
 @pytest.fixture(scope="session")
 def model(load_model):
-    """The bundled transformer."""
+    """Return the bundled transformer."""
     return load_model()
 
 
 @pytest.fixture(scope="session")
 def clip(run):
-    """The bundled text encoder."""
+    """Return the bundled text encoder."""
     return run("K5_LoadTextEncoders", qwen_name=NANO, clip_name="(none)", task="t2v")[0]
 
 
 @pytest.fixture(scope="session")
 def vae(run):
-    """The bundled VAE."""
+    """Return the bundled VAE."""
     return run("K5_LoadVAE", vae_name=NANO)[0]
 
 
@@ -148,19 +148,19 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def tiny_file(save_tiny):
-    """A video model, for what need not be nano."""
+    """Return a video model, for what need not be nano."""
     return save_tiny("tiny.safetensors", TINY, "t2v")
 
 
 @pytest.fixture(scope="session")
 def tiny_image_model(save_tiny, load_model):
-    """A text-to-image model: no condition channels, FLUX's latent space."""
+    """Return a text-to-image model: no condition channels, FLUX's latent space."""
     return load_model(save_tiny("tiny_image.safetensors", replace(TINY, visual_cond=False), "t2i"))
 
 
 @pytest.fixture(scope="session")
 def small_tower(host):
-    """A small vision tower of the host's own class, whose loader makes one size only.
+    """Return a small vision tower of the host's own class, whose loader makes one size only.
 
     `small_tower(weights, sizes)` takes the weights of transformers' tower and its config.
     """
@@ -211,7 +211,7 @@ def prompts(clip, run):
 
 @pytest.fixture
 def latent(run):
-    """An empty latent of 5 frames of 64 x 64 pixels."""
+    """Return an empty latent of 5 frames of 64 x 64 pixels."""
     return run("K5_EmptyLatent", width=64, height=64, length=5, batch_size=1)[0]
 
 

@@ -41,7 +41,7 @@ def halved_dense(q, k, v, *, mask=None, block_map=None):
 
 @pytest.fixture
 def by_core(model, prompts):
-    """What the core makes of the noise and prompts of `sample`."""
+    """Return what the core makes of the noise and prompts of `sample`."""
 
     def call(nabla=None, attend=attend_dense):
         network, info = load_transformer(model.model.info.path, dtype=torch.float32)

@@ -24,20 +24,20 @@ def clip_of(frames, seed=0):
 
 @pytest.fixture
 def ends(prompts, vae):
-    """What both nodes take."""
+    """Return what both nodes take."""
     return {"positive": prompts[0], "negative": prompts[1], "vae": vae}
 
 
 @pytest.fixture
 def extended(run, ends):
-    """A clip of 9 frames handed on with the last 5."""
+    """Return a clip of 9 frames handed on with the last 5."""
     *outputs, before = run("K5_ExtendVideo", **ends, frames=clip_of(9), overlap=5, length=13)
     return dict(zip(("positive", "negative", "latent"), outputs, strict=True)), before
 
 
 @pytest.fixture
 def between(run, ends):
-    """A clip from one image to another."""
+    """Return a clip from one image to another."""
     outputs = run(
         "K5_FirstLastFrame", **ends, first=clip_of(1), last=clip_of(1, 1), length=9, **SIZE
     )

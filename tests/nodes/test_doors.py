@@ -102,7 +102,7 @@ PLANNED = ({"size", "frames"}, {"size", "frames", "cfg"})
 
 @st.composite
 def jobs(draw: st.DrawFn) -> TypedJob:
-    """Some fields of some checkpoint, now and then with one that no model takes."""
+    """Return some fields of some checkpoint, now and then with one that no model takes."""
     checkpoint = draw(st.sampled_from([*BUNDLED, *RELEASES]))
     typed = draw(st.one_of(st.sets(st.sampled_from(list(VALUES))), st.sampled_from(PLANNED)))
     wrong = draw(st.sampled_from([*[None] * 20, *WRONG]))

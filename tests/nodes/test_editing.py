@@ -29,7 +29,7 @@ TINY_VAE = ImageVAEConfig((8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
 
 @pytest.fixture(scope="module")
 def flux_vae(host, run):
-    """A tiny random image VAE, which stands for FLUX's; returns VAE and path."""
+    """Return a tiny random image VAE, which stands for FLUX's; returns VAE and path."""
     torch.manual_seed(0)
     path = host.base / "models" / "vae" / "tiny_flux.safetensors"
     with torch.inference_mode(False):
@@ -40,7 +40,7 @@ def flux_vae(host, run):
 
 @pytest.fixture(params=["nano", "flux"])
 def family(request, load_model, save_tiny, vae, flux_vae, tiny_config):
-    """A tiny edit model with its VAE and the VAE's path: 5-D latents, or 4-D ones."""
+    """Return a tiny edit model with its VAE and the VAE's path: 5-D latents, or 4-D ones."""
     if request.param == "nano":
         facts = {"variant": "nano", "stage": "pretrain"}
         name = save_tiny("tiny_nano_edit.safetensors", tiny_config, "i2i", **facts)
@@ -50,7 +50,7 @@ def family(request, load_model, save_tiny, vae, flux_vae, tiny_config):
 
 @pytest.fixture
 def pro(load_model, tiny_file):
-    """A tiny MODEL with the settings of Pro image to video."""
+    """Yield a tiny MODEL with the settings of Pro image to video."""
     model = load_model(tiny_file)
     info, release = model.model.info, Release("video_pro", "i2v", 5, "sft")
     model.model.info = replace(info, release=release, settings=RELEASES[release])

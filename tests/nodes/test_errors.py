@@ -85,7 +85,7 @@ def test_latent_decoded_with_the_vae_of_another_model(run, load_model, tiny_file
 
 @pytest.fixture
 def started(run, prompts, vae):
-    """What Image to Video gives a sampler, encoded with nano's VAE."""
+    """Return what Image to Video gives a sampler, encoded with nano's VAE."""
     positive, negative, latent = run(
         "K5_ImageToVideo",
         positive=prompts[0],

@@ -60,7 +60,7 @@ class Recorder(TokenChooser):
 
 @pytest.fixture(scope="module")
 def reference():
-    """transformers' Qwen2.5-VL with random weights, norms and biases included."""
+    """Return transformers' Qwen2.5-VL with random weights, norms and biases included."""
     torch.manual_seed(0)
     with torch.inference_mode(False):
         model = transformers.Qwen2_5_VLForConditionalGeneration(
@@ -74,7 +74,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def files(host, reference):
-    """Writes text encoder files under ComfyUI's names; the vision tower is left out of them."""
+    """Write text encoder files under ComfyUI's names; the vision tower is left out of them."""
     folder = host.base / "models" / "text_encoders"
     weights = {
         name.replace("model.language_model.", "model."): tensor.detach().clone()
@@ -113,7 +113,7 @@ def writer_clip(load):
 
 @pytest.fixture(scope="module")
 def seeing_clip(load, reference, give_sight):
-    """The same with a small vision tower."""
+    """Return the same with a small vision tower."""
     weights = reference.model.visual.state_dict()
     return give_sight(load("writer.safetensors"), weights, QWEN_CONFIG["vision_config"])
 

@@ -51,7 +51,7 @@ class Recorder(TokenChooser):
 
 @pytest.fixture(scope="module")
 def small():
-    """The model in fp32 on transformers, and its tokenizer."""
+    """Return the model in fp32 on transformers, and its tokenizer."""
     pytest.importorskip("gguf")
     spec = importlib.util.find_spec(PACKAGE)  # importing it would want llama.cpp
     if spec is None or spec.origin is None:
@@ -68,7 +68,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def small_in_host(host, small):
-    """The same weights in ComfyUI's own language model."""
+    """Return the same weights in ComfyUI's own language model."""
     llama = host.module("comfy.text_encoders.llama")
     config = small.model.config
 

@@ -10,13 +10,13 @@ FIRST_FRAME = "k5_first_frame"
 
 @pytest.fixture
 def image():
-    """A picture of another aspect than the clip."""
+    """Return a picture of another aspect than the clip."""
     return torch.rand(1, 90, 70, 3, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def prepared(run, prompts, vae, image):
-    """Outputs of the node."""
+    """Return the outputs of the node."""
 
     def call(batch_size=1, image=image):
         return run(

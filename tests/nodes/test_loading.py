@@ -99,7 +99,7 @@ def test_gguf_stays_packed(load_model, folder, gguf_file, sample, caplog, partia
 
 @pytest.fixture(scope="module", params=["Q8_0", "Q4_0"])
 def packed_pair(request, load_model, folder, weights, write_gguf):
-    """A model whose matrices stay packed, and the same as numbers in fp32."""
+    """Return a model whose matrices stay packed, and the same as numbers in fp32."""
     metadata = describe_metadata(TINY, task="t2v")
     name = write_gguf(
         folder / f"pair-{request.param}.gguf", weights, request.param, metadata=metadata

@@ -36,7 +36,8 @@ STYLES = {
 
 @pytest.fixture
 def tiny(load_model, tiny_file):
-    """The one-block MODEL, in fp32 so that results compare; new, so that nothing patched it."""
+    """Return the one-block MODEL, in fp32 so that results compare; new, so that nothing patched
+    it."""
     return load_model(tiny_file, "fp32")
 
 
@@ -88,7 +89,7 @@ def native(host):
 
 
 def weights(model):
-    """The patched weights, as ComfyUI computes them when it loads the MODEL."""
+    """Return the patched weights, as ComfyUI computes them when it loads the MODEL."""
     model.patch_model(torch.device("cpu"))
     state = {
         name: tensor.clone() for name, tensor in model.model.diffusion_model.state_dict().items()

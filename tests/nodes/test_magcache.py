@@ -77,7 +77,7 @@ def block_calls(model):
 
 
 def by_core(model, prompts, cache, nabla=None, steps=STEPS):
-    """What the core makes of the same noise and prompts."""
+    """Return what the core makes of the same noise and prompts."""
     network, info = load_transformer(model.model.info.path, dtype=torch.float32)
     text = [
         TextConditioning(

@@ -91,7 +91,7 @@ def ours(load_model, save_tiny, tiny_config):
 
 @pytest.fixture
 def native(host, ours):
-    """The same weights in the imitation."""
+    """Return the same weights in the imitation."""
     conds, base = host.module("comfy.conds"), host.module("comfy.model_base")
 
     class Model(base.BaseModel):

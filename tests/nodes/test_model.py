@@ -11,7 +11,7 @@ PATCHED = ("self_attention.to_query.weight", "0.visual_modulation.out_layer.weig
 
 @pytest.fixture(scope="session")
 def lora_file(host, model):
-    """A random LoRA on the queries and one modulation, under the network's own names."""
+    """Return a random LoRA on the queries and one modulation, under the network's own names."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, weight in model.model.diffusion_model.named_parameters():

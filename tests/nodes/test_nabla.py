@@ -49,7 +49,7 @@ def tiny(load_model, tiny_file):
 
 @contextmanager
 def trained_with(model, **settings):
-    """A MODEL whose checkpoint settings say something else."""
+    """Yield a MODEL whose checkpoint settings say something else."""
     info = model.model.info
     model.model.info = replace(info, settings=replace(info.settings, larger=None, **settings))
     try:
@@ -59,7 +59,7 @@ def trained_with(model, **settings):
 
 
 def by_core(model, prompts, nabla):
-    """What the core makes of the same noise and prompts."""
+    """Return what the core makes of the same noise and prompts."""
     network, info = load_transformer(model.model.info.path, dtype=torch.float32)
     text = [
         TextConditioning(

@@ -133,7 +133,7 @@ def sampled(host, prompt):
 
 @pytest.fixture
 def said(caplog):
-    """What the log says of NABLA."""
+    """Return what the log says of NABLA."""
     caplog.set_level(logging.INFO)
     return lambda: [each.message for each in caplog.records if "NABLA (" in each.message]
 
@@ -178,7 +178,7 @@ def with_override(model, override):
 
 
 def around_it(model):
-    """What another node makes of a MODEL that chains to the override in it."""
+    """Return what another node makes of a MODEL that chains to the override in it."""
     inner = model.model_options["transformer_options"]["optimized_attention_override"]
     return with_override(model, lambda func, *args, **kwargs: inner(func, *args, **kwargs))
 

@@ -23,13 +23,13 @@ FRAMES, WINDOW = 33, 17  # 9 and 5 latent frames
 
 @pytest.fixture
 def clip_of_two_windows(run):
-    """An empty latent that two windows with one latent frame in common cover."""
+    """Return an empty latent that two windows with one latent frame in common cover."""
     return run("K5_EmptyLatent", width=64, height=64, length=FRAMES, batch_size=1)[0]
 
 
 @pytest.fixture
 def in_windows(host):
-    """The host's context windows."""
+    """Return the host's context windows."""
     node = host.extra("nodes_context_windows").WanContextWindowsManualNode
 
     def patch(model, length=WINDOW):

@@ -53,7 +53,7 @@ def clip_of(frames, seed=0):
 
 @pytest.fixture
 def begin(host, run, prompts, vae):
-    """What a sampler takes for a clip that begins with something given."""
+    """Return what a sampler takes for a clip that begins with something given."""
     size = {"width": 64, "height": 64, "batch_size": 1}
     ends = {"positive": prompts[0], "negative": prompts[1], "vae": vae}
     nodes = {

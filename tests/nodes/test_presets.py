@@ -76,7 +76,7 @@ def put(host):
 
 
 def write_header(path, variant):
-    """The names and shapes of a released transformer, its data a hole in the file."""
+    """Write the names and shapes of a released transformer, its data a hole in the file."""
     with torch.device("meta"):
         shapes = {key: each.shape for key, each in CrossDiT(VARIANTS[variant]).state_dict().items()}
     header, end = {}, 0

@@ -30,7 +30,7 @@ def settle(run):
 
 @pytest.fixture
 def pro(load_model, tiny_file):
-    """A tiny MODEL whose checkpoint has two size classes, as Pro image to video has."""
+    """Yield a tiny MODEL whose checkpoint has two size classes, as Pro image to video has."""
     model = load_model(tiny_file)
     info = model.model.info
     small = replace(info.settings, shift=10.0, num_frames=121)

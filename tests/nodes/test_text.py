@@ -126,7 +126,7 @@ def large(host):
 
 @pytest.fixture(scope="module")
 def large_clip(run, large):
-    """The same files through the loader node."""
+    """Return the same files through the loader node."""
     assert large.qwen is not None  # which also wrote the files
     names = {"qwen_name": "qwen.safetensors", "clip_name": "clip.safetensors"}
     return run("K5_LoadTextEncoders", **names, task="t2i")[0]
@@ -238,8 +238,9 @@ def test_an_edit_without_a_vision_tower_says_so(run, large_clip):
 
 @pytest.fixture(scope="module")
 def native_clip(host, large_clip):
-    """A CLIP with the parts, names and settings of the host's own kandinsky5 type, and the weights
-    of `large_clip`: Qwen's states before the final norm, no limit of length, the video template."""
+    """Return a CLIP with the parts, names and settings of the host's own kandinsky5 type, and the
+    weights of `large_clip`: Qwen's states before the final norm, no limit of length, the video
+    template."""
     sd1_clip = host.module("comfy.sd1_clip")
     qwen_image = host.module("comfy.text_encoders.qwen_image")
     architecture = host.module("comfy.text_encoders.llama").Qwen25_7BVLI
@@ -336,7 +337,7 @@ def test_a_native_clip_stays_as_it_is_for_native_nodes(host, run, large, native_
 
 @pytest.fixture
 def native_tower(large, native_clip, small_tower):
-    """A small vision tower in the native CLIP, loaded."""
+    """Yield a small vision tower in the native CLIP, loaded."""
     weights, sizes = large.qwen.visual.state_dict(), QWEN_CONFIG["vision_config"]
     transformer = native_clip.cond_stage_model.qwen25_7b.transformer
     own, transformer.visual = transformer.visual, small_tower(weights, sizes)
@@ -476,7 +477,8 @@ def test_each_image_of_an_edit_gets_a_row(run, clip):
 
 
 def encode_both(run, host, qwen_name, clip_name="clip.safetensors"):
-    """The CLIP, and what the node and the core encode from the same files: (tokens, pooled)."""
+    """Return the CLIP, and what the node and the core encode from the same files: (tokens,
+    pooled)."""
     folder = host.base / "models" / "text_encoders"
     names = {"qwen_name": qwen_name, "clip_name": clip_name}
     (clip,) = run("K5_LoadTextEncoders", **names, task="t2v")
@@ -602,7 +604,7 @@ def test_plain_fp8_qwen_stays_and_equals_the_core(run, host, large, norms):
 
 @pytest.fixture
 def write_language_model(large, write_gguf):
-    """Writes what the GGUF file of Qwen holds: all but the vision tower."""
+    """Write what the GGUF file of Qwen holds: all but the vision tower."""
     gguf = pytest.importorskip("gguf")
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, 2)
     stored = {
@@ -664,7 +666,7 @@ def test_a_gguf_qwen_is_read_layer_by_layer(run, host, write_language_model, mon
 
 @pytest.fixture
 def small_towers(host, monkeypatch):
-    """Has the host build vision towers of this file's size; it knows one size only."""
+    """Have the host build vision towers of this file's size; it knows one size only."""
     module = host.module("comfy.text_encoders.qwen_vl")
     whole = module.Qwen2VLVisionTransformer
     sizes = QWEN_CONFIG["vision_config"]
@@ -680,7 +682,7 @@ def small_towers(host, monkeypatch):
 
 @pytest.fixture
 def tower(large):
-    """The weights of the vision tower, by transformers' names."""
+    """Return the weights of the vision tower, by transformers' names."""
     return {f"visual.{name}": weight for name, weight in large.qwen.visual.state_dict().items()}
 
 

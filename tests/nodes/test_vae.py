@@ -40,7 +40,7 @@ def test_decode_equals_the_core_and_native_decode(host, run, vae, latents):
 
 @pytest.fixture(params=["image", "video"])
 def native_vae(request, host):
-    """The host's own VAE class, with small networks in place of those it detects."""
+    """Return the host's own VAE class, with small networks in place of those it detects."""
     sd = host.module("comfy.sd")
     vae = sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
     torch.manual_seed(0)
@@ -147,7 +147,8 @@ def test_small_budget_decodes_in_tiles(host, run, vae):
 
 @pytest.fixture(params=["torch", "host"])
 def out_of_memory(request, host):
-    """What is raised where memory runs out: torch's exception, and the one the host knows."""
+    """Return what is raised where memory runs out: torch's exception, and the one the host
+    knows."""
     if request.param == "torch":
         return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
     kind = host.module("comfy.model_management").OOM_EXCEPTION

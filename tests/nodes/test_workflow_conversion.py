@@ -49,7 +49,7 @@ def extension_nodes(module):
 
 @pytest.fixture
 def validate(host):
-    """Runs the host's own check of a prompt; returns what it says."""
+    """Run the host's own check of a prompt; return what it says."""
     execution = host.module("execution")
     shutil.copy(host.path / "input" / "example.png", host.base / "input" / "example.png")
 

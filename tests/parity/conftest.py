@@ -18,25 +18,25 @@ from kandinsky_core.models import CrossDiT
 
 @pytest.fixture
 def upstream_model(benchmark) -> Callable[[DiTConfig], Kandinsky5Transformer3DModel]:
-    """Builds diffusers' network from our config."""
+    """Build diffusers' network from our config."""
     return benchmark("reference").build_upstream
 
 
 @pytest.fixture
 def make_pair(benchmark) -> Callable[[DiTConfig], tuple[CrossDiT, Kandinsky5Transformer3DModel]]:
-    """Builds both networks with shared weights."""
+    """Build both networks with shared weights."""
     return benchmark("reference").build_pair
 
 
 @pytest.fixture
 def run_upstream(benchmark) -> Callable[..., Tensor]:
-    """Calls diffusers' network with the arguments that ours takes."""
+    """Call diffusers' network with the arguments that ours takes."""
     return benchmark("reference").run_upstream
 
 
 @pytest.fixture
 def upstream_nabla(benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers' NABLA computed from the mask that it asks for.
+    """Compute diffusers' NABLA from the mask that it asks for.
 
     Its own attention does not run it on a CPU: flex attention refuses or ignores the mask.
     """
@@ -62,7 +62,7 @@ def keep_fp32_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tokenizer_folders() -> dict[str, Path]:
-    """The two tokenizers in a ComfyUI checkout."""
+    """Return the two tokenizers in a ComfyUI checkout."""
     cached = Path(__file__).resolve().parents[2] / ".cache" / "comfyui"
     host = Path(os.environ.get("COMFYUI_PATH") or cached)
     folders = {

@@ -75,7 +75,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def reference():
-    """transformers' own model with random weights, norms and biases included."""
+    """Return transformers' own model with random weights, norms and biases included."""
     torch.manual_seed(0)
     model = transformers.Qwen2_5_VLForConditionalGeneration(
         transformers.Qwen2_5_VLConfig(**QWEN_TINY)
@@ -245,7 +245,7 @@ def test_an_encoder_built_without_a_head_says_so(reference, tokenizer):
 
 @pytest.fixture
 def folder(reference, tokenizer, tmp_path):
-    """A Diffusers pipeline's folder with nothing but its text encoders."""
+    """Return a Diffusers pipeline's folder with nothing but its text encoders."""
     config = transformers.CLIPTextConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
     )

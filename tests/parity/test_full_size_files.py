@@ -50,7 +50,7 @@ CLIP_L |= {"num_attention_heads": 12, "vocab_size": 49408}
 
 
 def build(kind: str) -> torch.nn.Module:
-    """The reference's own module of a kind, on the meta device."""
+    """Return the reference's own module of a kind, on the meta device."""
     with torch.device("meta"):
         if kind in TRANSFORMERS:
             dim, ff, time, text, visual, axes, condition = TRANSFORMERS[kind]
@@ -101,7 +101,7 @@ def shapes():
 
 
 def write_sparse(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Path:
-    """A .safetensors file whose tensors, given as (dtype, shape), are a hole."""
+    """Return a .safetensors file whose tensors, given as (dtype, shape), are a hole."""
     header, end = {}, 0
     for name, (dtype, shape) in tensors.items():
         start, end = end, end + BYTES[dtype] * math.prod(shape)
@@ -114,7 +114,8 @@ def write_sparse(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) ->
 
 
 def write_shards(folder: Path, tensors: dict, stem: str, count: int) -> Path:
-    """The same as a folder of shards with their index, as Diffusers and transformers write it."""
+    """Return the same as a folder of shards with their index, as Diffusers and transformers write
+    it."""
     folder.mkdir(parents=True)
     weight_map = {}
     for index in range(count):
@@ -181,7 +182,7 @@ def test_transformers(tmp_path, shapes, kind):
 def write_sparse_gguf(
     path: Path, shapes: dict, kind: str, architecture: str, metadata: dict | None = None
 ) -> Path:
-    """A GGUF file whose tensors are a hole; vectors are F32, as converters leave them."""
+    """Return a GGUF file whose tensors are a hole; vectors are F32, as converters leave them."""
     gguf = pytest.importorskip("gguf")
     writer, end = gguf.GGUFWriter(path, architecture), 0
     for key, text in (metadata or {}).items():
@@ -270,7 +271,7 @@ def test_text_encoders(tmp_path, shapes, tokenizer_folders):
 
 
 def write_mmproj(path: Path, shapes: dict) -> Path:
-    """The vision tower, divided as llama.cpp's converter does it."""
+    """Return the vision tower, divided as llama.cpp's converter does it."""
     gguf = pytest.importorskip("gguf")
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 32)
     stored = {}

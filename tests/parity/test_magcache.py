@@ -32,7 +32,7 @@ def hook(model: Kandinsky5Transformer3DModel, config: MagCacheConfig) -> None:
 def run_both(
     ours: CrossDiT, theirs: Callable[..., Tensor], cache: MagCache | Calibration
 ) -> tuple[Tensor, Tensor]:
-    """The last latents of the same run through both networks, without guidance."""
+    """Return the last latents of the same run through both networks, without guidance."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(1, 4, 3, 4, 6, generator=generator)
     tokens = torch.randn(1, 5, CONFIG.text_dim, generator=generator)

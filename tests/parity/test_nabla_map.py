@@ -13,7 +13,8 @@ THRESHOLDS = (0.0, 0.2, 0.5, 0.9, 0.999, 1.0)
 
 
 def reference_map(q: torch.Tensor, k: torch.Tensor, window: torch.Tensor, p: float):
-    """The boolean map (B, N, Q, Q) inside the BlockMask that diffusers makes of (B, N, S, K)."""
+    """Return the boolean map (B, N, Q, Q) inside the BlockMask that diffusers makes of (B, N, S,
+    K)."""
     mask = nablaT_v2(q.transpose(1, 2), k.transpose(1, 2), window, thr=p)
     kept = torch.zeros(*q.shape[:2], q.shape[2] // 64, q.shape[2] // 64, dtype=torch.bool)
     counts, columns = mask.full_kv_num_blocks, mask.full_kv_indices

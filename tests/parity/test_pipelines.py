@@ -65,7 +65,7 @@ def randomise(module: torch.nn.Module) -> None:
 
 
 def normalise_per_frame(source: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """The official normalisation, one frame at a time, in numbers; (B, F, H, W, C)."""
+    """Return the official normalisation, one frame at a time, in numbers; (B, F, H, W, C)."""
     result = source.clone()
     for sample in range(source.shape[0]):
         wanted_mean, wanted_std = reference[sample].mean().item(), reference[sample].std().item()
@@ -84,7 +84,7 @@ def picture() -> np.ndarray:
 
 @pytest.fixture
 def neutralise(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], None]:
-    """Removes what a diffusers pipeline does differently from the official code."""
+    """Remove what a diffusers pipeline does differently from the official code."""
 
     def apply(pipeline: type) -> None:
         module = sys.modules[pipeline.__module__]

@@ -58,7 +58,7 @@ LONG_PROMPT = "a very long walk through the forest " * 100
 
 @pytest.fixture(scope="module")
 def reference():
-    """transformers' own models with random weights, norms and biases included."""
+    """Return transformers' own models with random weights, norms and biases included."""
     torch.manual_seed(0)
     qwen = transformers.Qwen2_5_VLForConditionalGeneration(
         transformers.Qwen2_5_VLConfig(**QWEN_TINY)
@@ -73,7 +73,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def files(reference, tmp_path_factory) -> tuple[Path, Path]:
-    """The same weights as two single files."""
+    """Return the same weights as two single files."""
     folder = tmp_path_factory.mktemp("text")
     qwen, clip = reference
     save_file(qwen.state_dict(), folder / "qwen.safetensors")
@@ -101,7 +101,7 @@ def encoder(load):
 
 @pytest.fixture(scope="module")
 def pipeline(reference, encoder):
-    """Returns diffusers' pipeline for a class name, with nothing but its text encoders."""
+    """Return diffusers' pipeline for a class name, with nothing but its text encoders."""
     qwen, clip = reference
     processor = transformers.Qwen2_5_VLProcessor(
         transformers.Qwen2VLImageProcessor(max_pixels=12845056),
@@ -124,7 +124,7 @@ def pipeline(reference, encoder):
 
 
 def assert_same(ours, embeds, cu_seqlens, pooled):
-    """Compares real tokens one by one; diffusers' padding holds arbitrary values."""
+    """Compare real tokens one by one; diffusers' padding holds arbitrary values."""
     lengths = cu_seqlens.diff().tolist()
     assert ours.mask.sum(1).tolist() == lengths
     for row, (tokens, length) in enumerate(zip(embeds, lengths, strict=True)):
@@ -300,7 +300,7 @@ def test_default_sizes_are_those_of_the_released_models():
 
 
 def older_names(name: str) -> str:
-    """Names as in the published 7B files and in ComfyUI's single file."""
+    """Return the names as in the published 7B files and in ComfyUI's single file."""
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
@@ -362,7 +362,7 @@ def gguf_reference():
 
 @pytest.fixture
 def write_language_model(gguf_reference, write_gguf):
-    """Writes what the GGUF file of Qwen holds: all but the vision tower."""
+    """Write what the GGUF file of Qwen holds: all but the vision tower."""
     gguf = pytest.importorskip("gguf")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2VL, 2)
     stored = {
@@ -384,7 +384,7 @@ GGUF_KINDS = pytest.mark.parametrize(
 
 
 def kept_and_unpacked(load, path, kind):
-    """Encoders that leave a file as it is and that unpack it; both encode the same."""
+    """Return the encoders that leave a file as it is and that unpack it; both encode the same."""
     main = {"F32": torch.float32, "F16": torch.float16, "Q8_0": torch.bfloat16}[kind]
     kept = load(path, qwen_config=GGUF_TINY)
     packed = {torch.uint8} if kind == "Q8_0" else set()

@@ -158,7 +158,7 @@ def test_a_device_measures_only_what_runs_on_it(benchmark, monkeypatch):
 
 
 def toy_case(module, group, name, goals=()):
-    """A case that takes no time to speak of."""
+    """Return a case that takes no time to speak of."""
     run = partial(time.sleep, 0.001)
     return module.Case(group, name, lambda: {"peer": run, "ours": run}, goals, repeats=3)
 

@@ -78,7 +78,7 @@ def test_files_that_are_named_are_there(path):
 
 @cache
 def help_of(*command: str) -> str:
-    """What a command prints for --help; the test fails if there is no such command."""
+    """Return what a command prints for --help; the test fails if there is no such command."""
     printed = io.StringIO()
     with redirect_stdout(printed), redirect_stderr(printed), pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])

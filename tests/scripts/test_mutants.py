@@ -125,7 +125,7 @@ def test_unseen():
 
 @pytest.fixture
 def trial(tmp_path):
-    """A copy whose tests see one function's result and not the other's."""
+    """Return a copy whose tests see one function's result and not the other's."""
     tree = Copy(tmp_path)
     file = "kandinsky_core/flow/x.py"
     (tmp_path / file).write_text(CORE)

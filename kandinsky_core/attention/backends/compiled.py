@@ -37,13 +37,13 @@ MULTIPLE = 16
 
 
 def library_path() -> Path:
-    """The library that fits this source, torch and processor; it need not exist."""
+    """Return the library that fits this source, torch and processor; it need not exist."""
     return cache_folder() / f"block_sparse-{_digest()}.so"
 
 
 @lru_cache(maxsize=1)
 def _digest() -> str:
-    """Names source, torch and flags; asked for at every call, and the same all along."""
+    """Name source, torch and flags; asked for at every call, and the same all along."""
     text = SOURCE.read_bytes() + f"{torch.__version__} {_flags()}".encode()
     return hashlib.sha256(text).hexdigest()[:16]
 
@@ -92,7 +92,7 @@ def build(*, verbose: bool = False) -> Path:
 
 
 def compiled_missing() -> str | None:
-    """Why the kernel cannot be used here; None if it can, and then it stays so."""
+    """Return why the kernel cannot be used here; None if it can, and then it stays so."""
     if _is_loaded():
         return None
     if not library_path().is_file():
@@ -101,7 +101,7 @@ def compiled_missing() -> str | None:
 
 
 def _is_loaded() -> bool:
-    """Whether this process has the kernel; its file may be gone since."""
+    """Return whether this process has the kernel; its file may be gone since."""
     return hasattr(torch.ops.kandinsky_core, "block_sparse")
 
 
@@ -116,7 +116,7 @@ def _load() -> str | None:
 
 
 def fits_kernel(q: Tensor, k: Tensor, block_map: BlockMap) -> bool:
-    """Whether the kernel takes these queries and keys; it has no backward pass."""
+    """Return whether the kernel takes these queries and keys; it has no backward pass."""
     return (
         q.device.type == "cpu"
         and k.shape[2] == q.shape[2]
@@ -158,7 +158,7 @@ def attend_compiled(
 
 
 def _attend_heads(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, counts: Tensor) -> Tensor:
-    """Some heads: q, k, v (N, Q, M, K), kept (N, Q, Q), counts (N, Q) -> (N, Q, M, K)."""
+    """Attend in some heads: q, k, v (N, Q, M, K), kept (N, Q, Q), counts (N, Q) -> (N, Q, M, K)."""
     num_blocks = kept.shape[-1]
     kept, counts = kept.flatten(0, 1), counts.flatten()  # (R, Q), (R,)
     starts = torch.zeros(len(counts) + 1, dtype=torch.int64)
@@ -173,7 +173,7 @@ def _attend_heads(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, counts: Tensor)
 
 
 def _first_complaint(output: str) -> str:
-    """The compiler's first error, or the first line of whatever else went wrong."""
+    """Return the compiler's first error, or the first line of whatever else went wrong."""
     lines = output.strip().splitlines() or ["no message"]
     return next((line.strip() for line in lines if " error: " in line), lines[0])
 
@@ -183,7 +183,7 @@ def _capability() -> str:
 
 
 def _flags() -> list[str]:
-    """Compiler flags, for the vector width that torch itself uses on this processor."""
+    """Return compiler flags, for the vector width that torch itself uses on this processor."""
     widths = {
         "AVX512": (
             "-mavx512f",

@@ -43,7 +43,8 @@ def build_kernel(*, verbose: bool = False) -> Path:
 
 
 def kernel_speeds() -> dict[str, float]:
-    """How many times the speed of plain PyTorch the kernel has on this machine, at 10 % density.
+    """Return how many times the speed of plain PyTorch the kernel has on this machine, at 10 %
+    density.
 
     Returns:
         By dtype ("float32", "bfloat16"); empty where nobody measured.
@@ -52,7 +53,7 @@ def kernel_speeds() -> dict[str, float]:
 
 
 def kernel_limits() -> dict[str, float]:
-    """Up to which density the kernel is faster than dense attention on this machine.
+    """Return up to which density the kernel is faster than dense attention on this machine.
 
     Returns:
         By dtype ("float32", "bfloat16"), in [0, 1]; empty where nobody measured.
@@ -61,7 +62,8 @@ def kernel_limits() -> dict[str, float]:
 
 
 def _measured_path() -> Path:
-    """Beside the library; an earlier version wrote less into the name without "measured"."""
+    """Name the file beside the library; an earlier version wrote less into the name without
+    "measured"."""
     return library_path().with_suffix(".measured.json")
 
 
@@ -79,7 +81,7 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
 
 @torch.inference_mode()
 def _measure() -> dict[str, dict[str, float]]:
-    """All in turn over two random maps, medians."""
+    """Time all in turn over two random maps; medians."""
     generator = torch.Generator().manual_seed(0)
     sparse, nearly_dense = (
         BlockMap(
@@ -113,7 +115,8 @@ def _measure() -> dict[str, dict[str, float]]:
 
 
 def _break_even(at_sparse: float, at_nearly_dense: float, dense: float) -> float:
-    """Density at which the kernel, whose time grows with density, takes as long as dense."""
+    """Return the density at which the kernel, whose time grows with density, takes as long as
+    dense."""
     per_density = (at_nearly_dense - at_sparse) / (_NEARLY_DENSE - _SPARSE)
     if per_density <= 0:
         return float(at_sparse <= dense)

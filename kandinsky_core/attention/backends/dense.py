@@ -41,7 +41,7 @@ def attend_dense(
 
 
 def _attend_head(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, mask: Tensor | None) -> Tensor:
-    """One head: q (S, K), k and v (L, K), kept (Q, Q), mask (L,) -> (S, K)."""
+    """Attend in one head: q (S, K), k and v (L, K), kept (Q, Q), mask (L,) -> (S, K)."""
     blocks, length = kept.shape[0], k.shape[0]
     size = q.shape[0] // blocks
     queries = q.unflatten(0, (blocks, size))[:, None]  # (Q, 1, M, K)

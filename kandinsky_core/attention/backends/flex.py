@@ -39,7 +39,7 @@ and Inductor's own choice, up to 128, is not made with regard to them."""
 
 
 def flex_missing() -> str | None:
-    """Why there is no FlexAttention here; None if there is."""
+    """Return why there is no FlexAttention here; None if there is."""
     # importing it takes seconds, so it is only looked for
     if find_spec("torch.nn.attention.flex_attention") is None:
         return f"torch {torch.__version__} has no FlexAttention"
@@ -47,7 +47,7 @@ def flex_missing() -> str | None:
 
 
 def fits_flex(q: Tensor, k: Tensor, block_map: BlockMap) -> bool:
-    """Whether FlexAttention takes these blocks and keys."""
+    """Return whether FlexAttention takes these blocks and keys."""
     size = block_map.block_size
     is_power = size & (size - 1) == 0
     return is_power and size >= SMALLEST_BLOCK and k.shape[2] == q.shape[2]
@@ -109,14 +109,14 @@ def make_attend_flex() -> Attend:
 
 
 def _kernel_options(q: Tensor, block_map: BlockMap) -> dict[str, int] | None:
-    """Tiles that divide the blocks; None leaves them to Inductor."""
+    """Return the tiles that divide the blocks; None leaves them to Inductor."""
     if q.device.type == "cpu":
         return None
     return {name: min(tokens, block_map.block_size) for name, tokens in CUDA_TILES.items()}
 
 
 def _block_mask(kept: Tensor, counts: Tensor, size: int, wants_grad: bool) -> Any:
-    """FlexAttention's form of a head's map (Q, Q), whose rows keep `counts` (Q,) blocks."""
+    """Return FlexAttention's form of a head's map (Q, Q), whose rows keep `counts` (Q,) blocks."""
     from torch.nn.attention.flex_attention import BlockMask
 
     def looked_up(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:

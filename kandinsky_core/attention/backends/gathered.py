@@ -123,7 +123,7 @@ class _Gathered(torch.autograd.Function):
 
 
 def _bytes_per_block(k: Tensor) -> int:
-    """Of keys and values, from keys (heads*Q, M, K)."""
+    """Count the bytes of a block's keys and values, from keys (heads*Q, M, K)."""
     return 2 * k[0].numel() * k.element_size()
 
 
@@ -162,7 +162,7 @@ def gathered_bytes(
 
 
 def _pads(device_type: str) -> bool:
-    """Whether launches and waiting for the device cost more than padding."""
+    """Return whether launches and waiting for the device cost more than padding."""
     return device_type != "cpu"
 
 
@@ -193,7 +193,8 @@ def _pieces(counts: Tensor, bytes_per_block: int, *, empty: bool = False) -> lis
 
 
 def _columns(piece: Piece, kept_rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Kept key blocks (r * n,) of a piece, counted over batch and heads; which are no padding."""
+    """Return the kept key blocks (r * n,) of a piece, counted over batch and heads, and which are
+    no padding."""
     num_blocks = kept_rows.shape[1]
     kept = kept_rows.index_select(0, piece.rows)  # (r, Q)
     is_kept = None
@@ -209,7 +210,7 @@ def _columns(piece: Piece, kept_rows: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _bias(is_kept: Tensor | None, block_size: int, more: int, dtype: torch.dtype) -> Tensor | None:
-    """What is added to scores (r, 1, 1, n * M + more) where blocks (r, n) are padding."""
+    """Return what is added to scores (r, 1, 1, n * M + more) where blocks (r, n) are padding."""
     if is_kept is None:
         return None
     admitted = is_kept.repeat_interleave(block_size, -1)
@@ -228,7 +229,7 @@ def _forward_worker(
     more_k: Tensor,
     more_v: Tensor,
 ) -> Callable[[Piece], None]:
-    """Writes the rows of a piece to out; q, k, v, out (heads*Q, M, K), more (heads, E, K)."""
+    """Write the rows of a piece to out; q, k, v, out (heads*Q, M, K), more (heads, E, K)."""
     num_blocks = kept_rows.shape[1]
     # allocated once: large allocations cost page faults every time
     keys, values = (x.new_empty(gathered, *x.shape[1:]) for x in (k, v))
@@ -265,7 +266,7 @@ def _backward_worker(
     grad_v: Tensor,
     kept_rows: Tensor,
 ) -> Callable[[list[Piece]], None]:
-    """Adds the gradients of the pieces of one head; all but kept_rows are (heads*Q, M, K)."""
+    """Add the gradients of the pieces of one head; all but kept_rows are (heads*Q, M, K)."""
     scale = 1 / math.sqrt(q.shape[-1])
 
     def run(pieces: list[Piece]) -> None:

@@ -46,13 +46,13 @@ class Package(NamedTuple):
 
 
 def fits_kernels(q: Tensor) -> bool:
-    """Whether a tensor is what all these kernels take: 16 bits, on CUDA, usual head dim."""
+    """Return whether a tensor is what all these kernels take: 16 bits, on CUDA, usual head dim."""
     is_half = q.dtype in (torch.float16, torch.bfloat16)
     return is_half and q.device.type == "cuda" and q.shape[-1] in (64, 128)
 
 
 def adapt_flash(kernel: Any, otherwise: Attend) -> Attend:
-    """flash-attn: dense, exact, forward and backward."""
+    """Adapt flash-attn: dense, exact, forward and backward."""
 
     def attend_flash(
         q: Tensor,
@@ -71,7 +71,7 @@ def adapt_flash(kernel: Any, otherwise: Attend) -> Attend:
 
 
 def adapt_sage(kernel: Any, otherwise: Attend) -> Attend:
-    """sageattention: dense, 8-bit products, an approximation; forward alone."""
+    """Adapt sageattention: dense, 8-bit products, an approximation; forward alone."""
 
     def attend_sage(
         q: Tensor,
@@ -90,7 +90,7 @@ def adapt_sage(kernel: Any, otherwise: Attend) -> Attend:
 
 
 def fits_block_sparse(q: Tensor, k: Tensor, block_map: BlockMap) -> bool:
-    """Whether fastvideo-kernel takes these queries, keys and blocks."""
+    """Return whether fastvideo-kernel takes these queries, keys and blocks."""
     return (
         block_map.block_size == 64
         and k.shape[2] == q.shape[2]
@@ -100,7 +100,7 @@ def fits_block_sparse(q: Tensor, k: Tensor, block_map: BlockMap) -> bool:
 
 
 def adapt_block_sparse(kernel: Any, otherwise: Attend) -> Attend:
-    """fastvideo-kernel: block-sparse over blocks of 64 tokens, forward and backward."""
+    """Adapt fastvideo-kernel: block-sparse over blocks of 64 tokens, forward and backward."""
 
     @full_heads_apart
     def attend_block_sparse(

@@ -47,7 +47,7 @@ class LoraMatch:
 
 
 def layer_shapes(network: nn.Module) -> dict[str, Shape]:
-    """Linear layers of a network by name, each with the shape (O, I) of its weight."""
+    """Return linear layers of a network by name, each with the shape (O, I) of its weight."""
     layers = dict(network.named_modules())
     shapes = {
         name.removesuffix(".weight"): tuple(weight.shape)
@@ -114,7 +114,8 @@ def name_layers(lora: Lora) -> LoraMatch:
 
 
 def fitting_variants(lora: Lora) -> tuple[str, ...]:
-    """Rows of `variants.py` whose networks have all of a LoRA's layers, in its shapes."""
+    """Return the rows of `variants.py` whose networks have all of a LoRA's layers, in its
+    shapes."""
     fitting = []
     for variant, config in VARIANTS.items():
         shapes = layer_shapes(CrossDiT(config, device="meta"))

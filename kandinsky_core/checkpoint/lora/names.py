@@ -59,7 +59,7 @@ def parse_name(name: str) -> TensorName | None:
 
 
 def other_adapter(names: Iterable[str]) -> str | None:
-    """What kind of adapter the names belong to if it is none that can be used, else None."""
+    """Return what kind of adapter the names belong to if it is none that can be used, else None."""
     names = list(names)
     for mark, what in _OTHER_ADAPTERS:
         if any(mark in name for name in names):
@@ -68,7 +68,7 @@ def other_adapter(names: Iterable[str]) -> str | None:
 
 
 def spellings(modules: Iterable[str]) -> dict[str, str]:
-    """Names by which a LoRA may call modules -> the modules' own.
+    """Return the names by which a LoRA may call modules -> the modules' own.
 
     Without its dots a name does not tell where they were, because `out_layer` has an underscore
     of its own; so it can only be looked up among the names that there are.
@@ -84,7 +84,7 @@ def spellings(modules: Iterable[str]) -> dict[str, str]:
 
 
 def _strip_prefixes(name: str) -> tuple[Style, str]:
-    """The style by the outermost prefix, and the name without any."""
+    """Return the style by the outermost prefix, and the name without any."""
     styles: list[Style] = []
     start = 0
     while found := next(

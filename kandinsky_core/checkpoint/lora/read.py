@@ -48,7 +48,7 @@ class LoraPair:
         return self.up.shape[0], self.down.shape[1]
 
     def delta(self, strength: float, device: torch.device | str | None = None) -> Tensor:
-        """What is added to the weight (O, I), in fp32."""
+        """Return what is added to the weight (O, I), in fp32."""
         up, down = (each.to(device, torch.float32) for each in (self.up, self.down))
         return (strength * self.scale) * (up @ down)
 

@@ -84,14 +84,14 @@ def lora_tensors(pairs: Mapping[str, LoraPair], style: SavedStyle) -> dict[str, 
 
 
 def _scaled(pair: LoraPair) -> Tensor:
-    """`up` times the scale, in its own dtype where that loses nothing, else in fp32."""
+    """Return `up` times the scale, in its own dtype where that loses nothing, else in fp32."""
     scaled = pair.up.float() * pair.scale
     rounded = scaled.to(pair.up.dtype)
     return rounded if torch.equal(rounded.float(), scaled) else scaled
 
 
 def _peft_config(pairs: Mapping[str, LoraPair]) -> dict[str, Any]:
-    """A LoraConfig that describes what `lora_tensors` makes."""
+    """Return a LoraConfig that describes what `lora_tensors` makes."""
     (rank, _), *_ = Counter(pair.rank for pair in pairs.values()).most_common(1)
     others = {name: pair.rank for name, pair in pairs.items() if pair.rank != rank}
     return {

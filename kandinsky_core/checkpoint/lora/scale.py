@@ -61,7 +61,8 @@ class Layers:
             known.setdefault(match["name"].replace("\\.", "."), (place, float(value)))
 
     def get(self, module: str) -> float | None:
-        """The number of a layer, None where there is none; the first of several as in PEFT."""
+        """Return the the number of a layer, None where there is none; the first of several as in
+        PEFT."""
         found = [self._whole[module]] if module in self._whole else []
         end = len(module)
         for _ in range(_MOST_PARTS if self._ends else 0):
@@ -92,7 +93,7 @@ class AlphaRule:
     """Divide by the root of the rank (rsLoRA)."""
 
     def scale(self, module: str, rank: int) -> float:
-        """Factor of a layer's product.
+        """Return the factor of a layer's product.
 
         Args:
             module: The layer's name.
@@ -144,13 +145,13 @@ def read_alpha_rule(file: Path, metadata: Mapping[str, str]) -> AlphaRule:
 
 
 def config_path(file: Path) -> Path:
-    """Where the configuration of a file that we write belongs."""
+    """Return where the configuration of a file that we write belongs."""
     own = ADAPTER_CONFIG if file.name == ADAPTER_FILE else f"{file.stem}.json"
     return file.with_name(own)
 
 
 def config_beside(file: Path) -> Path | None:
-    """The JSON configuration of a LoRA, or None.
+    """Return the JSON configuration of a LoRA, or None.
 
     A folder's adapter_config.json speaks for a file of another name only if that file is alone
     there: a folder of many LoRAs may hold the configuration of any of them.

@@ -26,7 +26,7 @@ FactorTHW = tuple[int, int, int]
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """The order in memory in which convolutions of (B, C, T, H, W) or (B, C, H, W) work."""
+    """Return the order in memory in which convolutions of (B, C, T, H, W) or (B, C, H, W) work."""
     if x.device.type != "cpu" or x.dtype != torch.bfloat16:
         return torch.contiguous_format
     return torch.channels_last_3d if x.ndim == len("bcthw") else torch.channels_last
@@ -75,7 +75,8 @@ class CausalConv3d(nn.Module):
         )
 
     def runs_in_pieces(self, x: Tensor, num_elements: int) -> bool:
-        """Whether an input of `num_elements`, made from `x`, is worth dividing, and may be."""
+        """Return whether an input of `num_elements`, made from `x`, is worth dividing, and may
+        be."""
         needs_grad = x.requires_grad or self.conv.weight.requires_grad
         return num_elements > PIECE_ELEMENTS and not (needs_grad and torch.is_grad_enabled())
 
@@ -189,7 +190,7 @@ def _normalizer(x: Tensor, norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
 
 
 def _moments(frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance and mean, fp32 (B, C), of the channels of a frame (B, C, H, W).
+    """Return variance and mean, fp32 (B, C), of the channels of a frame (B, C, H, W).
 
     Not `torch.var_mean`, which takes five times as long where channels lie innermost.
     """

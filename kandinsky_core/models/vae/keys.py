@@ -87,7 +87,8 @@ def to_original_key(key: str, num_stages: int) -> str:
 
 
 def to_diffusers_shape(key: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape a tensor has in Diffusers' layout: linear instead of convolution in attention.
+    """Return the shape a tensor has in Diffusers' layout: linear instead of convolution in
+    attention.
 
     Args:
         key: Name in Diffusers' layout.

@@ -52,12 +52,12 @@ def decoder_stages(config: VAEConfig) -> list[Stage]:
 
 
 def pixel_channels(config: VAEConfig) -> int:
-    """Channels of the first and the last convolution: colours times folded pixels."""
+    """Return the channels of the first and the last convolution: colours times folded pixels."""
     return 3 * config.patch_size**2 if isinstance(config, VideoVAEConfig) else 3
 
 
 def compression_thw(config: VAEConfig) -> FactorTHW:
-    """Frames and pixels per latent cell (in time: after the first frame)."""
+    """Return frames and pixels per latent cell (in time: after the first frame)."""
     time = config.temporal_compression if isinstance(config, VideoVAEConfig) else 1
     return time, config.spatial_compression, config.spatial_compression
 

@@ -68,7 +68,7 @@ class _Meter:
         normed: bool = False,
         stride_thw: FactorTHW = (1, 1, 1),
     ) -> None:
-        """A convolution.
+        """Count a convolution.
 
         Args:
             held: Elements alive beside it, its input included.
@@ -131,7 +131,7 @@ class _Meter:
         self.convolve(held, channels, channels, copied=True)
 
     def _note(self, held: int, source: int, padded: int, out: int) -> None:
-        """Elements: held, the copy of the input, the padded copy, the output."""
+        """Note elements: held, the copy of the input, the padded copy, the output."""
         live = held + source + padded + out
         library = LIBRARY_COPIES * (max(source, padded) + out)
         self.tensors = max(self.tensors, live * self.item)
@@ -159,7 +159,7 @@ def tensor_bytes(
 def tile_bytes(
     config: VAEConfig, tile_thw: Sequence[int], batch: int, dtype: torch.dtype, direction: str
 ) -> int:
-    """What to allow for one tile: its tensors, and what libraries take beside them.
+    """Return what to allow for one tile: its tensors, and what libraries take beside them.
 
     Args:
         config: The autoencoder.

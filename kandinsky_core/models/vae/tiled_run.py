@@ -110,13 +110,13 @@ def _join_in_time(
 
 
 def _cells(tiling: Tiles, index: int) -> str:
-    """The largest tile from a span of time on."""
+    """Return the largest tile from a span of time on."""
     time = max(span.length for span in tiling.time[index:])
     return " x ".join(map(str, (time, *tiling.largest_thw[1:])))
 
 
 def _first_frame(span: Span, factor_t: int) -> int:
-    """Index of the first output frame that a span of time accounts for.
+    """Return the index of the first output frame that a span of time accounts for.
 
     All spans but the first begin with a latent frame that is there for its past only.
     """
@@ -167,13 +167,14 @@ def _run_span(
 
 
 def _overlaps(spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """Cells that each span shares with the one before it and with the one after."""
+    """Return the cells that each span shares with the one before it and with the one after."""
     shared = [0, *(before.stop - after.start for before, after in pairwise(spans)), 0]
     return list(pairwise(shared))
 
 
 def _fade(length: int, lead: int, trail: int, *, like: Tensor) -> Tensor:
-    """Weights (length,): rising over the first `lead` cells, falling over the last `trail`."""
+    """Return weights (length,): rising over the first `lead` cells, falling over the last
+    `trail`."""
     weights = torch.ones(length, dtype=like.dtype, device=like.device)
     weights[:lead] *= torch.arange(lead).to(weights) / max(lead, 1)
     weights[length - trail :] *= 1 - torch.arange(trail).to(weights) / max(trail, 1)
@@ -192,7 +193,7 @@ def _telling(kind: type[_ShortageError]) -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
+    """Return whether an error says that memory ran out, on whatever device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()  # CPU and other back ends raise a plain RuntimeError

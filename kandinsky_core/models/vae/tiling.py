@@ -70,7 +70,7 @@ class Tiles:
 
     @classmethod
     def whole(cls, grid_thw: Sequence[int]) -> Tiles:
-        """One tile for everything."""
+        """Return one tile for everything."""
         time, height, width = (Span(0, size) for size in grid_thw)
         return cls((time,), (height,), (width,))
 
@@ -78,7 +78,7 @@ class Tiles:
     def strided(
         cls, grid_thw: Sequence[int], tile_thw: Sequence[int], stride_thw: Sequence[int]
     ) -> Tiles:
-        """Tiles of a given size at given steps.
+        """Return the tiles of a given size at given steps.
 
         Args:
             grid_thw: Latent cells of the clip.
@@ -94,7 +94,7 @@ class Tiles:
 
     @classmethod
     def smallest(cls, grid_thw: Sequence[int]) -> Tiles:
-        """The smallest tiles there are."""
+        """Return the smallest tiles there are."""
         stride = (MIN_TIME_STRIDE, MIN_SPACE_STRIDE, MIN_SPACE_STRIDE)
         overlap = (TIME_OVERLAP + 1, SPACE_OVERLAP, SPACE_OVERLAP)
         tile = [sum(axis) for axis in zip(stride, overlap, strict=True)]
@@ -118,7 +118,7 @@ class Tiles:
         return time, height, width
 
     def shrink(self, index: int, *, time_first: bool = False) -> Tiles | None:
-        """A tiling with tiles half as large from span of time `index` on.
+        """Return a tiling with tiles half as large from span of time `index` on.
 
         Args:
             index: The first span that may change.
@@ -239,7 +239,7 @@ def _cost(tiling: Tiles) -> tuple[int, int, int]:
 
 
 def _candidates(grid_thw: Sequence[int]) -> Iterator[Tiles]:
-    """Every tiling of evenly sized tiles, from one tile to the smallest tiles."""
+    """Yield every tiling of evenly sized tiles, from one tile to the smallest tiles."""
     time, height, width = grid_thw
     times = _even_spans(time - 1, TIME_OVERLAP, MIN_TIME_STRIDE)
     heights = _even_spans(height, SPACE_OVERLAP, MIN_SPACE_STRIDE)
@@ -251,7 +251,7 @@ def _candidates(grid_thw: Sequence[int]) -> Iterator[Tiles]:
 
 
 def _even_spans(size: int, overlap: int, min_stride: int) -> list[tuple[Span, ...]]:
-    """The ways to cover an axis, by number of spans."""
+    """Return the ways to cover an axis, by number of spans."""
     ways = {}
     for num in range(1, max(1, math.ceil((size - overlap) / min_stride)) + 1):
         stride = max(min_stride, math.ceil((size - overlap) / num))
@@ -260,7 +260,8 @@ def _even_spans(size: int, overlap: int, min_stride: int) -> list[tuple[Span, ..
 
 
 def _stride_over(size: int, tile: int, stride: int) -> tuple[Span, ...]:
-    """Spans of `tile` cells every `stride`, the last cut off at `size`, until all is covered."""
+    """Return the spans of `tile` cells every `stride`, the last cut off at `size`, until all is
+    covered."""
     if size <= tile:
         return (Span(0, size),)
     if not 0 < stride <= tile <= 2 * stride:
@@ -273,7 +274,7 @@ def _stride_over(size: int, tile: int, stride: int) -> tuple[Span, ...]:
 
 
 def _with_past(groups: Sequence[Span]) -> tuple[Span, ...]:
-    """Spans of latent frames after the first -> spans with the frame before each."""
+    """Return the spans of latent frames after the first -> spans with the frame before each."""
     return tuple(Span(start, stop + 1) for start, stop in groups)
 
 
@@ -283,7 +284,7 @@ def _groups(time: Sequence[Span]) -> tuple[Span, ...]:
 
 
 def _check_spans(name: str, spans: Sequence[Span]) -> None:
-    """Spans must cover the axis in order, and no cell may lie in three of them."""
+    """Refuse spans that do not cover the axis in order, or of which three share a cell."""
     neighbours = all(a.start < b.start <= a.stop <= b.stop for a, b in pairwise(spans))
     thirds = all(a.stop <= c.start for a, c in zip(spans, spans[2:], strict=False))
     if not (spans and spans[0].start == 0 and neighbours and thirds):

@@ -34,7 +34,7 @@ _TENSORS = ("sources", "targets", "source_layouts", "target_layouts")
 def encode_edit_shard(
     vae: VideoVAE, bucket: Bucket, count: int, seed: int, index: int, folder: Path
 ) -> None:
-    """Renders, describes and encodes the pairs of one shard, and writes it.
+    """Render, describe and encode the pairs of one shard, and write it.
 
     Args:
         vae: The encoder, frozen.
@@ -90,7 +90,7 @@ class EditCache:
 
     @classmethod
     def load(cls, folder: Path, bucket: Bucket, vae_config: VideoVAEConfig) -> EditCache:
-        """Reads all shards of a bucket.
+        """Read all shards of a bucket.
 
         Raises:
             ValueError: If there are none.
@@ -108,7 +108,7 @@ class EditCache:
         return cls(bucket, vae_config, **joined, instructions=instructions)
 
     def draw(self, count: int, generator: torch.Generator) -> LatentBatch:
-        """Draws a batch: pairs with an instruction each or, beside the source, the null prompt."""
+        """Draw a batch: pairs with an instruction each or, beside the source, the null prompt."""
         rows = torch.randint(len(self.instructions), (count,), generator=generator)
         chosen = torch.rand(2, count, generator=generator)
         prompts = [

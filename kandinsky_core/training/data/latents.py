@@ -82,7 +82,7 @@ class Bucket(NamedTuple):
 
 
 def sample_training_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene that is not held out."""
+    """Draw a scene that is not held out."""
     while True:
         num_objects = 1 + int(rng.choice(3, p=OBJECT_COUNT_SHARES))
         scene = sample_scene(rng, num_objects=num_objects, camera_share=CAMERA_SHARE)
@@ -91,7 +91,7 @@ def sample_training_scene(rng: np.random.Generator) -> Scene:
 
 
 def describe(scene: Scene, rng: np.random.Generator, *, image: bool) -> list[str]:
-    """Writes several captions of a scene in every language."""
+    """Write several captions of a scene in every language."""
     return [
         caption(scene, rng, language, image)
         for language in LANGUAGES
@@ -109,7 +109,7 @@ def encode_shard(
     folder: Path,
     change: Callable[[Scene], Scene] | None = None,
 ) -> None:
-    """Renders, describes and encodes the scenes of one shard, and writes it.
+    """Render, describe and encode the scenes of one shard, and write it.
 
     Args:
         vae: The encoder, frozen.
@@ -164,7 +164,7 @@ def encode_bucket(
     group: Group,
     encode: EncodeShard = encode_shard,
 ) -> None:
-    """Encodes about `count` clips, the shards divided among the processes of the group."""
+    """Encode about `count` clips, the shards divided among the processes of the group."""
     folder.mkdir(parents=True, exist_ok=True)
     shard_size = min(MAX_SHARD, -(-count // MIN_SHARDS))
     num_shards = -(-count // shard_size)
@@ -198,7 +198,7 @@ class LatentCache:
 
     @classmethod
     def load(cls, folder: Path, bucket: Bucket, vae_config: VideoVAEConfig) -> LatentCache:
-        """Reads all shards of a bucket.
+        """Read all shards of a bucket.
 
         Raises:
             ValueError: if there are none, or an older version of this package wrote them.
@@ -230,7 +230,7 @@ class LatentCache:
         )
 
     def draw(self, count: int, generator: torch.Generator) -> LatentBatch:
-        """Draws a batch: clips, a caption of each or the null prompt, and image-to-video rows."""
+        """Draw a batch: clips, a caption of each or the null prompt, and image-to-video rows."""
         rows = torch.multinomial(self.shares, count, replacement=True, generator=generator)
         chosen = torch.rand(3, count, generator=generator)
         prompts = [
@@ -250,7 +250,7 @@ class LatentCache:
         )
 
     def draw_captions(self, count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
-        """Draws captions alone, with the labels (count, len(LABELS)) of their scenes."""
+        """Draw captions alone, with the labels (count, len(LABELS)) of their scenes."""
         rows = torch.randint(len(self.captions), (count,), generator=generator)
         chosen = torch.rand(count, generator=generator)
         prompts = [
@@ -263,15 +263,15 @@ class LatentCache:
 def load_caches(
     folder: Path, buckets: Sequence[Bucket], vae_config: VideoVAEConfig
 ) -> dict[Bucket, LatentCache]:
-    """Reads several buckets."""
+    """Read several buckets."""
     return {bucket: LatentCache.load(folder, bucket, vae_config) for bucket in buckets}
 
 
 def shard_path(folder: Path, bucket: Bucket, index: int) -> Path:
-    """File of one shard."""
+    """Return the file of one shard."""
     return folder / f"{bucket.name}-{index:04d}.safetensors"
 
 
 def shard_paths(folder: Path, bucket: Bucket) -> Iterator[Path]:
-    """Files of all shards of a bucket, in order."""
+    """Yield the files of all shards of a bucket, in order."""
     yield from sorted(folder.glob(f"{bucket.name}-*.safetensors"))

@@ -53,7 +53,7 @@ SHARES: dict[Bucket, float] = {IMAGES: 0.9, IMAGES_256: 0.1}
 
 
 def with_words(encoder: NanoTextEncoder, words: Sequence[str]) -> NanoTextEncoder:
-    """Makes a text encoder that knows more words; what it knew it reads as before.
+    """Make a text encoder that knows more words; what it knew it reads as before.
 
     Args:
         encoder: With its learnt weights.
@@ -96,13 +96,13 @@ class Editor(nn.Module):
         words.register_hook(lambda grad: torch.cat([0 * grad[:num_known], grad[num_known:]]))
 
     def encode_text(self, prompts: Sequence[str]) -> TextConditioning:
-        """Encodes prompts with gradients."""
+        """Encode prompts with gradients."""
         ids, mask = self.text_encoder.tokenizer(prompts)
         tokens, pooled = self.text_encoder(ids, mask)
         return TextConditioning(tokens, mask, pooled)
 
     def rounded(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Calls the transformer with what the bundled file can hold of its weights.
+        """Call the transformer with what the bundled file can hold of its weights.
 
         Gradients pass through the rounding as if there were none.
         """
@@ -116,7 +116,7 @@ class Editor(nn.Module):
 
 
 def forget_condition(layer: nn.Linear, channels: int) -> None:
-    """Zeroes what a first layer makes of the condition's channels, in place.
+    """Zero what a first layer makes of the condition's channels, in place.
 
     Args:
         layer: `visual_embeddings.in_layer` of a transformer with visual_cond.
@@ -137,7 +137,7 @@ def make_objective(
     batch: Mapping[Bucket, int] = BATCH,
     dtype: torch.dtype = torch.float32,
 ) -> Objective:
-    """The objective of `Loop`: a size for all processes, then each one's rows.
+    """Return the objective of `Loop`: a size for all processes, then each one's rows.
 
     Args:
         editor: What is trained.
@@ -167,7 +167,7 @@ def make_objective(
 
 
 def export(loop: Loop, editor: Editor, base: Path, folder: Path) -> None:
-    """Writes the averaged weights as they will be bundled: the difference, and what it makes.
+    """Write the averaged weights as they will be bundled: the difference, and what it makes.
 
     Args:
         loop: Of the editor.
@@ -184,7 +184,7 @@ def export(loop: Loop, editor: Editor, base: Path, folder: Path) -> None:
 
 
 def train(group: Group, args: argparse.Namespace) -> None:
-    """Encodes what is missing from the cache, then trains, in one process of a group."""
+    """Encode what is missing from the cache, then train, in one process of a group."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     vae = load_vae(args.vae or args.init / "vae.safetensors", dtype=torch.float32)
     assert isinstance(vae, VideoVAE)
@@ -227,7 +227,7 @@ def train(group: Group, args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of this stage."""
+    """Run the command line of this stage."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -71,12 +71,12 @@ class Change:
     """Background of every clip, likewise."""
 
     def __call__(self, scene: Scene) -> Scene:
-        """Changes a scene."""
+        """Change a scene."""
         objects = tuple(replace(each, color=self.color or each.color) for each in scene.objects)
         return replace(scene, objects=objects, background=self.background or scene.background)
 
     def happened(self, frames: np.ndarray) -> bool:
-        """Whether the oracle sees it in frames, uint8 (F, H, W, 3)."""
+        """Return whether the oracle sees it in frames, uint8 (F, H, W, 3)."""
         seen = measure(frames)
         colors = {each.color for each in seen.objects}
         return (self.color is None or colors == {self.color}) and (
@@ -134,7 +134,7 @@ class Adapters(nn.Module):
                 layer.register_forward_hook(partial(_add, adapter))
 
     def pairs(self, state: Mapping[str, Tensor]) -> dict[str, LoraPair]:
-        """The adapters by the names of their layers.
+        """Return the adapters by the names of their layers.
 
         Args:
             state: A state dict of this module, such as the averaged one.
@@ -147,7 +147,7 @@ class Adapters(nn.Module):
         return pairs
 
     def save(self, path: Path, trigger: str, state: Mapping[str, Tensor]) -> None:
-        """Writes weights of the adapters as a LoRA in PEFT's style.
+        """Write weights of the adapters as a LoRA in PEFT's style.
 
         Args:
             path: A .safetensors file; its configuration goes beside it.
@@ -174,7 +174,8 @@ def make_objective(
     batch: int = BATCH,
     dtype: torch.dtype = torch.float32,
 ) -> Objective:
-    """The objective of `Loop`: changed clips behind the trigger, or plain ones without it."""
+    """Return the objective of `Loop`: changed clips behind the trigger, or plain ones without
+    it."""
 
     def objective(step: int) -> Mapping[str, Tensor]:
         # the seed without a rank is the same everywhere: metrics of one name in all processes
@@ -190,7 +191,7 @@ def make_objective(
 
 
 def train(group: Group, args: argparse.Namespace) -> None:
-    """Encodes what is missing from the caches, then trains, in one process of a group."""
+    """Encode what is missing from the caches, then train, in one process of a group."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     pipeline = load_pipeline(args.model, dtype=torch.float32)
     vae = pipeline.vae
@@ -236,12 +237,12 @@ def train(group: Group, args: argparse.Namespace) -> None:
 
 
 def lora_path(run: Path) -> Path:
-    """Where a run's LoRA is."""
+    """Return where a run's LoRA is."""
     return run / "lora" / ADAPTER_FILE
 
 
 def share_changed(pipeline: Pipeline, change: Change, count: int, *, triggered: bool) -> float:
-    """In how many of the clips of held-out captions the oracle sees a change.
+    """Return in how many of the clips of held-out captions the oracle sees a change.
 
     Args:
         pipeline: With the LoRA.
@@ -261,7 +262,7 @@ def share_changed(pipeline: Pipeline, change: Change, count: int, *, triggered: 
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Prints the share of changed clips without the LoRA, with it, and with it but no trigger."""
+    """Print the share of changed clips without the LoRA, with it, and with it but no trigger."""
     change = Change(args.color, args.background)
     loras = [(lora_path(args.run), 1.0)]
     for what, given, triggered in (
@@ -275,7 +276,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of this stage."""
+    """Run the command line of this stage."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

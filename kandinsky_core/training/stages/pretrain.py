@@ -109,7 +109,7 @@ class NanoModel(nn.Module):
 
     @classmethod
     def fresh(cls) -> NanoModel:
-        """Random weights, from torch's seed."""
+        """Return random weights, from torch's seed."""
         words = vocabulary()
         config = NanoTextConfig(vocab_size=NUM_SPECIAL_IDS + len(words))
         transformer = CrossDiT(VARIANTS["nano"])
@@ -118,7 +118,7 @@ class NanoModel(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> NanoModel:
-        """Reads what `save` wrote, in fp32, to be trained further."""
+        """Read what `save` wrote, in fp32, to be trained further."""
         transformer, _ = load_transformer(folder / "transformer.safetensors", dtype=torch.float32)
         text_path = folder / "text_encoder.safetensors"
         model = cls(transformer, load_nano_text_encoder(text_path, dtype=torch.float32))
@@ -131,7 +131,7 @@ class NanoModel(nn.Module):
         dtype: torch.dtype = torch.float16,
         task: Task = "t2v",
     ) -> None:
-        """Writes the two files of the family; `task` is what they are first of all for."""
+        """Write the two files of the family; `task` is what they are first of all for."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.to(dtype) for name, value in self.transformer.state_dict().items()}
         metadata = describe_metadata(
@@ -141,14 +141,14 @@ class NanoModel(nn.Module):
         save_nano_text_encoder(folder / "text_encoder.safetensors", self.text_encoder.to(dtype))
 
     def encode_text(self, prompts: Sequence[str]) -> TextConditioning:
-        """Encodes prompts with gradients."""
+        """Encode prompts with gradients."""
         ids, mask = self.text_encoder.tokenizer(prompts)
         tokens, pooled = self.text_encoder(ids, mask)
         return TextConditioning(tokens, mask, pooled)
 
 
 def choose_bucket(phases: Sequence[Phase], progress: float, generator: torch.Generator) -> Bucket:
-    """Draws the size of a step's batch; `progress` in [0, 1) is the share of steps done."""
+    """Draw the size of a step's batch; `progress` in [0, 1) is the share of steps done."""
     phase = next(phase for phase in phases if progress < phase.until)
     weights = torch.tensor(list(phase.shares.values()))
     return list(phase.shares)[int(torch.multinomial(weights, 1, generator=generator))]
@@ -166,7 +166,7 @@ def make_objective(
     phases: Sequence[Phase] = PHASES,
     dtype: torch.dtype = torch.float32,
 ) -> Objective:
-    """The objective of `Loop`: a size for all processes, then each process's own rows."""
+    """Return the objective of `Loop`: a size for all processes, then each process's own rows."""
 
     talkative = max(caches, key=lambda bucket: (not bucket.is_image, len(caches[bucket].captions)))
 
@@ -196,14 +196,14 @@ def make_objective(
 
 
 def export(loop: Loop, folder: Path) -> None:
-    """Writes the averaged weights as a model that `load_pipeline` and `--init` take."""
+    """Write the averaged weights as a model that `load_pipeline` and `--init` take."""
     model = NanoModel.fresh()
     model.load_state_dict(loop.ema_state("nano."))
     model.save(folder)
 
 
 def train(group: Group, args: argparse.Namespace) -> None:
-    """Encodes what is missing from the cache, then trains, in one process of a group."""
+    """Encode what is missing from the cache, then train, in one process of a group."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     vae = load_vae(args.vae, dtype=torch.float32)
     assert isinstance(vae, VideoVAE)
@@ -242,7 +242,7 @@ def train(group: Group, args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of this stage."""
+    """Run the command line of this stage."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -83,7 +83,7 @@ CYCLE: tuple[CropKind, ...] = (
 
 
 def sample_training_scene(rng: np.random.Generator, *, hard: bool = False) -> Scene:
-    """Draws a scene of one to three objects, star-heavy, that is not held out.
+    """Draw a scene of one to three objects, star-heavy, that is not held out.
 
     Args:
         rng: Source of randomness.
@@ -105,7 +105,7 @@ def sample_training_scene(rng: np.random.Generator, *, hard: bool = False) -> Sc
 def cut_around_object(
     frames: np.ndarray, scene: Scene, length: int, crop: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Cuts the same square out of successive frames, near a random object at a random time.
+    """Cut the same square out of successive frames, near a random object at a random time.
 
     Args:
         frames: uint8 (F, size, size, 3), a whole clip.
@@ -137,13 +137,13 @@ def cut_around_object(
 
 
 def to_pixels(clips: Sequence[np.ndarray]) -> Tensor:
-    """uint8 clips (F, H, W, 3) to floats (B, 3, F, H, W) in [-1, 1]."""
+    """Return uint8 clips (F, H, W, 3) to floats (B, 3, F, H, W) in [-1, 1]."""
     batch = torch.from_numpy(np.stack(clips))
     return rearrange(batch, "b f h w c -> b c f h w").float() / 127.5 - 1.0
 
 
 def draw_crops(kind: CropKind, rng: np.random.Generator, *, hard: bool = False) -> Tensor:
-    """Renders a batch of one kind: (B, 3, F, crop, crop) in [-1, 1]."""
+    """Render a batch of one kind: (B, 3, F, crop, crop) in [-1, 1]."""
     clips = []
     while len(clips) < kind.batch:
         scene = sample_training_scene(rng, hard=hard)
@@ -155,7 +155,7 @@ def draw_crops(kind: CropKind, rng: np.random.Generator, *, hard: bool = False) 
 
 
 def reconstruction_loss(reconstruction: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-    """Absolute and squared error of pixels and of edges; both (B, 3, F, H, W)."""
+    """Return absolute and squared error of pixels and of edges; both (B, 3, F, H, W)."""
     error = reconstruction - pixels
     l1, mse = error.abs().mean(), error.square().mean()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -163,7 +163,7 @@ def reconstruction_loss(reconstruction: Tensor, pixels: Tensor) -> dict[str, Ten
 
 
 def decorrelation_loss(mean: Tensor) -> Tensor:
-    """Squared distance of the channels' covariance from the identity, per channel.
+    """Return squared distance of the channels' covariance from the identity, per channel.
 
     Args:
         mean: Latents (B, C, T, h, w); the covariance is over all positions of the batch.
@@ -183,7 +183,7 @@ def vae_losses(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """Losses of a batch of pixels (B, 3, F, H, W) through a sample of the posterior.
+    """Return the losses of a batch of pixels (B, 3, F, H, W) through a sample of the posterior.
 
     The convolutions compute in `dtype`, the losses in fp32.
     """
@@ -207,7 +207,7 @@ def make_objective(
     finishing: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Objective:
-    """The objective of `Loop`: single frames first, then kinds of batches in turn.
+    """Return the objective of `Loop`: single frames first, then kinds of batches in turn.
 
     Every other cycle of batches holds hard scenes. When `finishing`, a trained autoencoder gets
     nothing else, and no single frames first.
@@ -226,7 +226,8 @@ def make_objective(
 
 @torch.no_grad()
 def measure_latents(vae: VideoVAE, *, num_clips: int = 48, seed: int = 1) -> VideoVAEConfig:
-    """The autoencoder's configuration with the shift and scale that make its latents standard."""
+    """Return the autoencoder's configuration with the shift and scale that make its latents
+    standard."""
     rng = np.random.default_rng(seed)
     latents = torch.cat(
         [
@@ -249,7 +250,7 @@ def export(
     config: VideoVAEConfig | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Writes the averaged weights.
+    """Write the averaged weights.
 
     With a `config` the latents stay what they are; without one they get their final basis and
     scale here.
@@ -266,7 +267,7 @@ def export(
 
 
 def fresh_vae() -> VideoVAE:
-    """Random weights, from torch's seed, with a narrow posterior."""
+    """Return random weights, from torch's seed, with a narrow posterior."""
     vae, channels = VideoVAE(NANO_VIDEO_VAE), NANO_VIDEO_VAE.latent_channels
     with torch.no_grad():
         vae.quant_conv.weight[channels:].zero_()
@@ -275,7 +276,7 @@ def fresh_vae() -> VideoVAE:
 
 
 def train(group: Group, args: argparse.Namespace) -> None:
-    """Trains in one process of a group."""
+    """Train in one process of a group."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(args.seed)
     vae, config = fresh_vae(), None
@@ -310,7 +311,7 @@ def train(group: Group, args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of this stage."""
+    """Run the command line of this stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/vae"), help="run directory")
     parser.add_argument("--init", type=Path, help="finished weights to start from")

@@ -39,7 +39,7 @@ class Basis(NamedTuple):
 
 @torch.no_grad()
 def find_basis(vae: VideoVAE, clips: Sequence[Tensor], *, seed: int = 0) -> Basis:
-    """Measures what the latents of some clips look like and what the decoder makes of them.
+    """Measure what the latents of some clips look like and what the decoder makes of them.
 
     Args:
         vae: A trained autoencoder.
@@ -66,7 +66,7 @@ def find_basis(vae: VideoVAE, clips: Sequence[Tensor], *, seed: int = 0) -> Basi
 
 @torch.no_grad()
 def change_basis(vae: VideoVAE, basis: Basis) -> None:
-    """Makes `vae` encode to, and decode from, latents in another basis.
+    """Make `vae` encode to, and decode from, latents in another basis.
 
     The posterior's variance becomes the same for all inputs, which training no longer needs.
     """
@@ -86,7 +86,8 @@ def change_basis(vae: VideoVAE, basis: Basis) -> None:
 def _response(
     vae: VideoVAE, latents: Tensor, covariance: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Mean squared change of a pixel by white noise in the channels, as a form (C, C)."""
+    """Return the mean squared change of a pixel by white noise in the channels, as a form (C,
+    C)."""
     channels = latents.shape[1]
     noise = torch.randn(latents[:, :1].shape, generator=generator)
     plain, changes = vae.decode(latents), []

@@ -38,14 +38,14 @@ ROWS = ("color", "shape", "motion", "all")
 
 
 def calibrate(pipeline: Pipeline) -> MagRatios:
-    """Ratios of the model at its default size, from one run in full."""
+    """Return the ratios of the model at its default size, from one run in full."""
     calibration = Calibration()
     generate(pipeline, GenerateRequest("a red circle moves right"), cache=calibration)
     return calibration.ratios("nano, one run in full")
 
 
 def find_ratios(pipeline: Pipeline, path: Path) -> MagRatios:
-    """The ratios that a study began with, or new ones, which are kept for it."""
+    """Return the ratios that a study began with, or new ones, which are kept for it."""
     if path.is_file():
         return load_ratios(path)[0]
     ratios = calibrate(pipeline)
@@ -54,7 +54,7 @@ def find_ratios(pipeline: Pipeline, path: Path) -> MagRatios:
 
 
 def schedule(ratios: MagRatios, threshold: float, num_steps: int) -> dict[Branch, str]:
-    """Which steps MagCache runs ("x") and skips ("."), per branch, one letter a step."""
+    """Return which steps MagCache runs ("x") and skips ("."), per branch, one letter a step."""
     cache = MagCache(ratios, threshold=threshold)
     cache.begin(num_steps)
     ran: dict[Branch, list[str]] = {branch: ["."] * num_steps for branch in BRANCHES}
@@ -72,7 +72,7 @@ def schedule(ratios: MagRatios, threshold: float, num_steps: int) -> dict[Branch
 def answer(
     pipeline: Pipeline, question: HeldOut, ratios: MagRatios, threshold: float
 ) -> tuple[Row, Tensor]:
-    """One clip at one threshold: a row, and its latents."""
+    """Make one clip at one threshold: a row, and its latents."""
     cache = MagCache(ratios, threshold=threshold) if threshold else None
     began = time.perf_counter()
     result = generate(pipeline, GenerateRequest(question.caption, seed=question.seed), cache=cache)
@@ -89,7 +89,7 @@ def answer(
 
 
 def study(pipeline: Pipeline, ratios: MagRatios, answers: Answers, count: int) -> None:
-    """Answers what is still open, every question at all thresholds in turn."""
+    """Answer what is still open, every question at all thresholds in turn."""
     with answers.go_on() as (done, add):
         for index, question in enumerate(TEST_SETS["t2v"].questions(count)):
             if all((f"{threshold:g}", index) in done for threshold in THRESHOLDS):
@@ -104,7 +104,7 @@ def study(pipeline: Pipeline, ratios: MagRatios, answers: Answers, count: int) -
 
 
 def make_report(rows: dict[Place, Row], key: str, pipeline: Pipeline, ratios: MagRatios) -> str:
-    """Markdown of everything that was answered, and of which steps were skipped."""
+    """Return Markdown of everything that was answered, and of which steps were skipped."""
     settings = pipeline.settings
     lines = [
         "# MagCache on nano: time against quality",
@@ -159,7 +159,7 @@ def _line(threshold: float, chosen: Sequence[Row], full: Sequence[Row]) -> str:
 
 
 def _schedules(ratios: MagRatios, num_steps: int) -> list[str]:
-    """The table of skipped steps, which the ratios alone decide."""
+    """Return the table of skipped steps, which the ratios alone decide."""
     lines = [
         "## Which steps are skipped",
         "",
@@ -191,7 +191,7 @@ def _schedules(ratios: MagRatios, num_steps: int) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=60, help="questions")
     parser.add_argument("--answers", type=Path, default=Path("runs/magcache"))

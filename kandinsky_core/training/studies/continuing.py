@@ -56,7 +56,7 @@ VARIANTS = (
 
 @torch.no_grad()
 def complete(pipeline: Pipeline, question: HeldOut, truth: np.ndarray, given: Given) -> np.ndarray:
-    """Makes a clip of which some frames are given.
+    """Make a clip of which some frames are given.
 
     Args:
         pipeline: A model that takes a first frame.
@@ -89,13 +89,14 @@ def complete(pipeline: Pipeline, question: HeldOut, truth: np.ndarray, given: Gi
 
 
 def largest_change(frames: np.ndarray) -> float:
-    """Largest mean change of a pixel from one frame to the next, levels of 255."""
+    """Return largest mean change of a pixel from one frame to the next, levels of 255."""
     steps = np.abs(np.diff(frames.astype(np.float32), axis=0))
     return float(steps.mean(axis=(1, 2, 3)).max())
 
 
 def make_table(rows: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: shares with 95 % intervals, and the median largest change against rendered."""
+    """Return Markdown: shares with 95 % intervals, and the median largest change against
+    rendered."""
     lines = [
         f"| given | clips | {' | '.join(JUDGED)} | largest change |",
         "|" + "---|" * (len(JUDGED) + 3),
@@ -112,7 +113,7 @@ def make_table(rows: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder of weights; default: the bundled ones")
     parser.add_argument("--count", type=int, default=40, help="clips of each kind")

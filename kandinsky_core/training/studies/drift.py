@@ -31,14 +31,14 @@ NUM_FRAMES = 25
 
 
 def normalized(result: Generated) -> Generated:
-    """A result of image to video with its first frames normalised."""
+    """Return a result of image to video with its first frames normalised."""
     config = result.vae.config
     latents = normalize_first_frames(to_model_space(result.latents, config))
     return replace(result, latents=to_vae_space(latents, config))
 
 
 def measure_drift(pipeline: Pipeline, question: HeldOut) -> dict[str, ColorDrift]:
-    """Answers one question: drift of the clip as rendered, as sampled and normalised."""
+    """Answer one question: drift of the clip as rendered, as sampled and normalised."""
     size = pipeline.settings.default_size[0]
     truth = render(question.scene, size, NUM_FRAMES)
     request = GenerateRequest(
@@ -57,7 +57,7 @@ def measure_drift(pipeline: Pipeline, question: HeldOut) -> dict[str, ColorDrift
 
 
 def drift_table(rows: Sequence[dict[str, ColorDrift]]) -> str:
-    """Markdown: mean size of each kind of drift, levels of 255."""
+    """Return Markdown: mean size of each kind of drift, levels of 255."""
     lines = ["| clip | brightness | contrast | color |", "|---|---|---|---|"]
     for name in rows[0]:
         means = np.abs([row[name] for row in rows]).mean(0)
@@ -66,7 +66,7 @@ def drift_table(rows: Sequence[dict[str, ColorDrift]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder of weights; default: the bundled ones")
     parser.add_argument("--count", type=int, default=60, help="clips")

@@ -54,7 +54,7 @@ class TestSet:
     default_count: int = 200
 
     def questions(self, count: int) -> Sequence[HeldOut]:
-        """The first `count` questions; fewer where the list is meant to be shorter."""
+        """Return the first `count` questions; fewer where the list is meant to be shorter."""
         count = min(count, self.default_count)
         return heldout_captions(count, task=self.task, num_objects=self.num_objects)
 
@@ -68,7 +68,7 @@ class EditSet:
     default_count: int = 200
 
     def questions(self, count: int) -> Sequence[EditQuestion]:
-        """The first `count` questions."""
+        """Return the first `count` questions."""
         return held_out_edits(min(count, self.default_count))
 
 
@@ -87,7 +87,7 @@ ALL_SETS: dict[str, TestSet | EditSet] = {**TEST_SETS, "i2i": EditSet("i2i")}
 
 
 def find_parts(folder: Path | None, *, edit: bool = False) -> dict[str, Path]:
-    """The three files of the model in a folder; those it lacks are the bundled ones.
+    """Return the three files of the model in a folder; those it lacks are the bundled ones.
 
     Args:
         folder: Of weights, or None.
@@ -104,7 +104,7 @@ def find_parts(folder: Path | None, *, edit: bool = False) -> dict[str, Path]:
 
 
 def load(paths: dict[str, Path], settings: dict[str, float], *, larger: bool = False) -> Pipeline:
-    """Loads a nano model in fp32, its sampling settings replaced where given.
+    """Load a nano model in fp32, its sampling settings replaced where given.
 
     `larger` keeps the settings of its larger size class, which are then the checkpoint's own.
     """
@@ -119,7 +119,7 @@ def load(paths: dict[str, Path], settings: dict[str, float], *, larger: bool = F
 
 
 def answer(pipeline: Pipeline, test: TestSet, question: HeldOut | EditQuestion) -> Row:
-    """Makes one clip or picture and judges it.
+    """Make one clip or picture and judge it.
 
     Returns:
         What was asked, which rows are right, seconds, and for i2v the first frame's PSNR in dB.
@@ -168,7 +168,7 @@ def _answer_edit(pipeline: Pipeline, question: EditQuestion, size: int) -> Row:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 arrays, dB; 99 for equal ones."""
+    """Return peak signal-to-noise ratio of uint8 arrays, dB; 99 for equal ones."""
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return 99.0 if error == 0 else float(10 * np.log10(255**2 / error))
 
@@ -181,7 +181,7 @@ def work(
     names: Sequence[str],
     count: int,
 ) -> None:
-    """Answers this process's share of what is still open."""
+    """Answer this process's share of what is still open."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     pipeline = load(paths, settings)
     with answers.go_on(group) as (done, add):
@@ -204,7 +204,8 @@ def _share(
 
 
 def time_clips(pipeline: Pipeline, *, repeats: int = 3) -> float:
-    """Median seconds of a default clip or edit, decoding included, after one to warm up."""
+    """Return the median seconds of a default clip or edit, decoding included, after one to warm
+    up."""
     request = GenerateRequest("a red circle moving right")
     if "t2v" not in pipeline.tasks:
         question = held_out_edits(1)[0]
@@ -219,7 +220,8 @@ def time_clips(pipeline: Pipeline, *, repeats: int = 3) -> float:
 
 
 def peak_memory_mb() -> float | None:
-    """Largest resident memory of this process so far, MB; None where the system does not say."""
+    """Return the largest resident memory of this process so far, MB; None where the system does not
+    say."""
     try:
         import resource
     except ImportError:
@@ -228,7 +230,7 @@ def peak_memory_mb() -> float | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line; ends with status 1 if `--floors` is given and a floor is missed."""
+    """Run the command line; end with status 1 if `--floors` is given and a floor is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder of weights; default: the bundled ones")
     parser.add_argument("--edit", action="store_true", help="judge the bundled edit model")

@@ -48,7 +48,7 @@ def make_report(
     peak_mb: float | None,
     command: str,
 ) -> str:
-    """Markdown of everything that was measured."""
+    """Return Markdown of everything that was measured."""
     height, width = settings.default_size
     edits = any(row["set"] == "i2i" for row in rows)
     memory = "" if peak_mb is None else f" Peak memory of the process: {peak_mb:.0f} MB."
@@ -76,7 +76,7 @@ def make_report(
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
-    """The floors that the rows miss, each as a phrase."""
+    """Return the floors that the rows miss, each as a phrase."""
     missed = []
     for name, floors in FLOORS.items():
         answers = [row for row in rows if row["set"] == name]

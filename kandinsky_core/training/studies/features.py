@@ -47,13 +47,13 @@ class ClipFeatures(nn.Module):
         self.classify = nn.Linear(NUM_FEATURES, len(LABELS))
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Features (B, D) of clips (B, 3, F, SIZE, SIZE) in [-1, 1]."""
+        """Return features (B, D) of clips (B, 3, F, SIZE, SIZE) in [-1, 1]."""
         hidden = self.blocks(self.stem(clips))  # (B, C, 5, 4, 4)
         return self.squeeze(hidden.flatten(1))
 
 
 def prepare(frames: np.ndarray) -> Tensor:
-    """uint8 frames (F, H, W, 3) of any clip -> (1, 3, NUM_FRAMES, SIZE, SIZE) in [-1, 1]."""
+    """Return uint8 frames (F, H, W, 3) of any clip -> (1, 3, NUM_FRAMES, SIZE, SIZE) in [-1, 1]."""
     chosen = frames[np.linspace(0, len(frames) - 1, NUM_FRAMES).round().astype(int)]
     pixels = rearrange(torch.from_numpy(chosen), "f h w c -> f c h w").float() / 127.5 - 1
     pixels = functional.interpolate(pixels, (SIZE, SIZE), mode="area")
@@ -61,7 +61,7 @@ def prepare(frames: np.ndarray) -> Tensor:
 
 
 def train_features(num_steps: int = 1200, *, batch: int = 16, seed: int = 0) -> ClipFeatures:
-    """Trains the classifier on rendered scenes, the same weights on every run of one machine."""
+    """Train the classifier on rendered scenes, the same weights on every run of one machine."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 77])
     network = ClipFeatures()
@@ -83,7 +83,8 @@ def train_features(num_steps: int = 1200, *, batch: int = 16, seed: int = 0) -> 
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Frechet distance between Gaussians fitted to two sets of features, or many pairs of sets.
+    """Return Frechet distance between Gaussians fitted to two sets of features, or many pairs of
+    sets.
 
     |mean difference|^2 + trace(A + B - 2 (A B)^1/2), the last by way of the symmetric
     A^1/2 B A^1/2, whose eigenvalues are real.
@@ -104,6 +105,6 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _covariance(features: np.ndarray) -> np.ndarray:
-    """(..., N, D) -> (..., D, D)."""
+    """Return (..., N, D) -> (..., D, D)."""
     centred = features - features.mean(-2, keepdims=True)
     return np.swapaxes(centred, -1, -2) @ centred / (features.shape[-2] - 1)

@@ -17,7 +17,8 @@ RESAMPLES = 1000
 def share_difference(
     these: np.ndarray, those: np.ndarray, z: float = Z
 ) -> tuple[float, float, float]:
-    """Difference of two shares of right answers to the same questions, with 95 % interval.
+    """Return the difference of two shares of right answers to the same questions, with 95 %
+    interval.
 
     Source: Bonett and Price 2012, adjusted Wald interval for paired proportions; unlike a
     bootstrap it keeps a width where both answer alike everywhere.
@@ -40,12 +41,12 @@ def share_difference(
 
 
 def resamples(count: int, *, repeats: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Questions drawn with replacement, the same on every call: indices (R, N)."""
+    """Return questions drawn with replacement, the same on every call: indices (R, N)."""
     return np.random.default_rng(seed).integers(count, size=(repeats, count))
 
 
 def around(value: float, resampled: np.ndarray, z: float = Z) -> tuple[float, float, float]:
-    """A value with the interval that its bootstrapped standard deviation gives.
+    """Return a value with the interval that its bootstrapped standard deviation gives.
 
     Not percentiles: resampled distances lie above the distance itself, because drawing twice
     from the same questions makes the fitted Gaussians worse.

@@ -40,7 +40,7 @@ class PreviewFit(NamedTuple):
 
 @torch.no_grad()
 def fit_preview(vae: VideoVAE, *, seed: int = 3) -> PreviewFit:
-    """Least squares of single frames' cell means on their model-space latents."""
+    """Fit single frames' cell means to their model-space latents by least squares."""
     rng = np.random.default_rng(seed)
     latents, pictures = [], []
     for _ in range(NUM_SCENES):
@@ -58,7 +58,7 @@ def fit_preview(vae: VideoVAE, *, seed: int = 3) -> PreviewFit:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vae", type=Path, help="weights; default: the bundled ones")
     args = parser.parse_args(arguments)

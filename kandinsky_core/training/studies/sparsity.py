@@ -78,7 +78,7 @@ VARIANTS = (
 def make_clip(
     pipeline: Pipeline, question: HeldOut, nabla: Nabla | None
 ) -> tuple[np.ndarray, float]:
-    """One clip at the largest size.
+    """Make one clip at the largest size.
 
     Returns:
         uint8 (F, H, W, 3), and the density of its maps, 1 for dense.
@@ -97,7 +97,8 @@ def make_clip(
 
 
 def count_levels(group: Group, pipeline: Pipeline) -> torch.Tensor:
-    """Counts of `LevelCounter` with the study's window, over probes shared among processes."""
+    """Return the counts of `LevelCounter` with the study's window, over probes shared among
+    processes."""
     counter = LevelCounter(tile_thw=TILE, sta_window_thw=None, window_thw=WINDOW)
     probes = [q for name in SETS for q in TEST_SETS[name].questions(NUM_PROBES)]
     for question in probes[group.rank :: group.size]:
@@ -109,7 +110,7 @@ def count_levels(group: Group, pipeline: Pipeline) -> torch.Tensor:
 def choose_nabla(
     variant: Variant, counts: torch.Tensor, grid_thw: tuple[int, int, int]
 ) -> Nabla | None:
-    """The settings that give a variant its sparsity.
+    """Return the settings that give a variant its sparsity.
 
     Args:
         variant: What is wanted.
@@ -130,7 +131,8 @@ def choose_nabla(
 def open_questions(
     group: Group, done: dict[Place, Row], count: int
 ) -> Iterator[tuple[str, int, HeldOut, list[Variant]]]:
-    """This process's share of the questions, those of all sets in turn, and who has to answer."""
+    """Yield this process's share of the questions, those of all sets in turn, and who has to
+    answer."""
     questions = {name: TEST_SETS[name].questions(count) for name in SETS}
     for index in range(group.rank, count, group.size):
         for name in SETS:
@@ -142,7 +144,7 @@ def open_questions(
 def work(
     group: Group, answers: Answers, paths: dict[str, Path], count: int, minutes: float
 ) -> None:
-    """Answers this process's share of what is still open; no new question after `minutes`."""
+    """Answer this process's share of what is still open; no new question after `minutes`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     end = time.monotonic() + 60 * minutes
     pipeline = load(paths, {}, larger=True)
@@ -180,7 +182,7 @@ def _rounded(values: torch.Tensor) -> list[float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=60, help="questions of each set")
     parser.add_argument(

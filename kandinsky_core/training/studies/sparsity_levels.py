@@ -35,7 +35,7 @@ class LevelCounter(Nabla):
     def choose(
         self, q: Tensor, k: Tensor, tiling: Tiling, window: Tensor | None, layer: int = 0
     ) -> BlockMap:
-        """The full map of queries and keys (B, N, S, K); counts on the way."""
+        """Return the full map of queries and keys (B, N, S, K); counts on the way."""
         block_size = math.prod(tiling.tile_thw)
         near = sliding_window(tiling.grid_thw, self.window_thw, q.device)
         for _, rows, coarse in coarse_attention(q, k, block_size):
@@ -48,7 +48,7 @@ class LevelCounter(Nabla):
 
 
 def find_p(counts: Tensor, sparsity: float) -> float:
-    """The largest P that leaves out at least a share of the counted blocks.
+    """Return the largest P that leaves out at least a share of the counted blocks.
 
     Args:
         counts: Blocks by the least P that keeps them (BINS,).
@@ -62,7 +62,8 @@ def find_p(counts: Tensor, sparsity: float) -> float:
 
 
 def find_window(grid_thw: tuple[int, int, int], sparsity: float) -> tuple[int, int, int]:
-    """The densest window, as high as wide, that leaves out at least a share of pairs of tiles.
+    """Return the densest window, as high as wide, that leaves out at least a share of pairs of
+    tiles.
 
     Every tile sees its neighbours along every axis: without those in time, frames would be apart.
 

@@ -39,7 +39,7 @@ class Finding:
 def make_report(
     rows: Mapping[Place, Row], names: Sequence[str], sets: Sequence[str], how: str
 ) -> str:
-    """Markdown of everything that all variants answered.
+    """Return Markdown of everything that all variants answered.
 
     Args:
         rows: Answers by place, whose names are "variant/set".
@@ -85,7 +85,7 @@ def make_report(
 
 
 def _section(chosen: Mapping[str, Sequence[Row]]) -> tuple[list[str], list[Finding]]:
-    """The table of one set, and what was found of each variant but the first."""
+    """Return the table of one set, and what was found of each variant but the first."""
     base, *others = chosen
     draws = resamples(len(chosen[base]))
     right = {
@@ -124,7 +124,7 @@ def _section(chosen: Mapping[str, Sequence[Row]]) -> tuple[list[str], list[Findi
 
 
 def _label(name: str, rows: Sequence[Row]) -> str:
-    """The variant by what was measured."""
+    """Return the variant by what was measured."""
     density = float(np.mean([row["density"] for row in rows]))
     return name if density == 1 else f"{name.rsplit(' ', 1)[0]}, {1 - density:.1%}"
 

@@ -30,14 +30,14 @@ SHARE_NEEDED = 0.97
 
 @torch.no_grad()
 def reconstruct(vae: VideoVAE, frames: np.ndarray) -> np.ndarray:
-    """Encodes and decodes uint8 frames (F, H, W, 3)."""
+    """Encode and decode uint8 frames (F, H, W, 3)."""
     return to_uint8(vae.decode(vae.encode(to_pixels(frames))))
 
 
 def gate(
     vae: VideoVAE, bucket: Bucket, count: int, *, seed: int = 5
 ) -> tuple[dict[str, list[bool]], list[float], list[tuple[Scene, np.ndarray]]]:
-    """Reads reconstructions of `count` one-object scenes.
+    """Read reconstructions of `count` one-object scenes.
 
     Returns:
         Row -> which were right ("shape: star", ...), PSNR of every clip in dB, and the failures.
@@ -60,7 +60,7 @@ def gate(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line; ends with status 1 if a row is below what is needed."""
+    """Run the command line; end with status 1 if a row is below what is needed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vae", type=Path, help="weights; default: the bundled ones")
     parser.add_argument("--sheet", type=Path, help="PNG of failures to write")

@@ -9,7 +9,7 @@ from .heldout import heldout_checksum
 
 
 def main() -> None:
-    """Prints a table for every kind of clip; all but the first take a quarter as many."""
+    """Print a table for every kind of clip; all but the first take a quarter as many."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=2000, help="one-object clips to measure")
     parser.add_argument("--seed", type=int, default=0)

@@ -16,7 +16,7 @@ from .scene import Scene
 
 
 def wilson_interval(num_right: int, num: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion, in [0, 1]; all of it for no trials."""
+    """Return the 95 % Wilson score interval of a proportion, in [0, 1]; all of it for no trials."""
     if num == 0:
         return 0.0, 1.0
     z = 1.959964
@@ -33,7 +33,7 @@ class Tally:
         self._counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 
     def add(self, scene: Scene, verdict: Mapping[str, bool]) -> None:
-        """Counts one clip of ``scene`` as judged by ``correct``.
+        """Count one clip of ``scene`` as judged by ``correct``.
 
         A scene of one object also counts in the rows of its own shape, colour, motion and size.
         """
@@ -53,17 +53,17 @@ class Tally:
         self._counts[row][1] += 1
 
     def share(self, row: str) -> float:
-        """The proportion right in ``row``."""
+        """Return the proportion right in ``row``."""
         num_right, num = self._counts[row]
         return num_right / num
 
     def rows(self) -> list[tuple[str, int, int]]:
-        """(row, right, counted): the totals first, then the single values by name."""
+        """Return (row, right, counted): the totals first, then the single values by name."""
         order = sorted(self._counts, key=lambda row: ("=" in row, row))
         return [(row, self._counts[row][0], self._counts[row][1]) for row in order]
 
     def table(self) -> str:
-        """A Markdown table with percentages and 95 % Wilson intervals."""
+        """Write a Markdown table with percentages and 95 % Wilson intervals."""
         lines = ["| row | right | of | % | 95 % interval |", "|---|---|---|---|---|"]
         for row, num_right, num in self.rows():
             low, high = wilson_interval(num_right, num)
@@ -84,7 +84,7 @@ def score_ground_truth(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Tally:
-    """Measures the oracle on rendered scenes, a fifth of them with a moving camera.
+    """Measure the oracle on rendered scenes, a fifth of them with a moving camera.
 
     Args:
         num_clips: How many scenes.

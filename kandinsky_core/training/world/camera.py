@@ -19,7 +19,7 @@ _LEAST_CHANGE = 0.4  # variance in grey levels squared; the weakest real move ch
 
 
 def track_camera(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Fits the view of every frame against the first.
+    """Fit the view of every frame against the first.
 
     Args:
         gray: Luminance, float32 (F, H, W).
@@ -54,7 +54,7 @@ def track_camera(gray: np.ndarray, background: np.ndarray) -> np.ndarray:
 
 
 def name_camera(views: np.ndarray) -> str:
-    """The camera move that a track of views (F, 3) shows."""
+    """Return the camera move that a track of views (F, 3) shows."""
     last = views[-2:].mean(axis=0)
     pan, zoom = last[0] / PAN, last[2] / math.log(ZOOM)
     still, pan_left, pan_right, zoom_in, zoom_out = CAMERAS
@@ -72,7 +72,8 @@ def _fit(
     mask: np.ndarray,
     guess: np.ndarray,
 ) -> np.ndarray:
-    """Gauss-Newton for the (shift x, shift y, log zoom) that carries ``first`` to ``image``."""
+    """Find, by Gauss-Newton, the (shift x, shift y, log zoom) that carries ``first`` to
+    ``image``."""
     half = _SIDE / 2
     axis = (np.arange(_SIDE) + 0.5) / half - 1
     x, y = np.meshgrid(axis, axis)
@@ -97,7 +98,7 @@ def _fit(
 def _difference(
     first: np.ndarray, first_mask: np.ndarray, image: np.ndarray, mask: np.ndarray, view: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``first`` less ``image`` carried back by ``view``, and where both show background."""
+    """Return ``first`` less ``image`` carried back by ``view``, and where both show background."""
     zoom = math.exp(view[2])
     # The centre of pixel i lies at (i + 0.5) / half - 1.
     shift = _SIDE / 2 * (view[:2] + 1 - zoom) + 0.5 * zoom - 0.5
@@ -109,7 +110,8 @@ def _difference(
 
 
 def _mean_square(images: list[np.ndarray], masks: list[np.ndarray], views: np.ndarray) -> float:
-    """Mean variance of what differs between the first frame and the others under ``views``."""
+    """Return the mean variance of what differs between the first frame and the others under
+    ``views``."""
     variances = [0.0]
     for image, mask, view in zip(images[1:], masks[1:], views[1:], strict=True):
         error, rows = _difference(images[0], masks[0], image, mask, view)

@@ -32,7 +32,7 @@ def caption(
     *,
     with_background: bool | None = None,
 ) -> str:
-    """Describes ``scene`` in one of many phrasings.
+    """Describe ``scene`` in one of many phrasings.
 
     Args:
         scene: What is shown.
@@ -56,12 +56,12 @@ def caption(
 
 
 def words(text: str) -> list[str]:
-    """The lower-case words of ``text``: runs of letters and digits."""
+    """Return the lower-case words of ``text``: runs of letters and digits."""
     return _WORD.findall(text.lower())
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every lower-case word that a caption can contain, in either language, sorted."""
+    """Return every lower-case word that a caption can contain, in either language, sorted."""
     return tuple(sorted({word for text in lexicon.all_texts() for word in words(text)}))
 
 
@@ -140,7 +140,8 @@ def _russian(
 
 
 def _enumerate(parts: list[str], conjunction: str) -> str:
-    """ "a", "a and b" or "a, b and c"; a conjunction that begins with a comma brings its own."""
+    """Return "a", "a and b" or "a, b and c"; a conjunction that begins with a comma brings its
+    own."""
     if len(parts) == 1:
         return parts[0]
     joint = conjunction if conjunction.startswith(",") else f" {conjunction}"

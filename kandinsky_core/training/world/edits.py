@@ -59,7 +59,7 @@ def sample_edit(
     *,
     combination: tuple[str, str, str] | None = None,
 ) -> Edit:
-    """Draws an edit.
+    """Draw an edit.
 
     Args:
         rng: Source of randomness.
@@ -87,7 +87,7 @@ def sample_edit(
 
 
 def _change(scene: Scene, kind: EditKind, rng: np.random.Generator) -> Edit:
-    """Makes `scene` the end of an edit that changes what a combination names, else its start."""
+    """Make `scene` the end of an edit that changes what a combination names, else its start."""
     subject, *others = scene.objects
 
     def with_subject(**changes: str | float) -> Scene:
@@ -112,7 +112,7 @@ def _change(scene: Scene, kind: EditKind, rng: np.random.Generator) -> Edit:
 
 
 def sample_training_edit(rng: np.random.Generator) -> Edit:
-    """Draws an edit neither end of which shows a held-out combination."""
+    """Draw an edit neither end of which shows a held-out combination."""
     while True:
         edit = sample_edit(rng)
         if not (is_held_out_image(edit.source) or is_held_out_image(edit.target)):
@@ -120,7 +120,7 @@ def sample_training_edit(rng: np.random.Generator) -> Edit:
 
 
 def held_out_edit(rng: np.random.Generator, kind: EditKind, number: int) -> Edit:
-    """An edit of the held-out test.
+    """Return an edit of the held-out test.
 
     Args:
         rng: Source of randomness.
@@ -138,7 +138,7 @@ def held_out_edit(rng: np.random.Generator, kind: EditKind, number: int) -> Edit
 
 
 def judge_edit(measurement: Measurement, edit: Edit) -> dict[str, bool]:
-    """Judges a picture that should be the result of an edit.
+    """Judge a picture that should be the result of an edit.
 
     Returns:
         Rows edited (what was asked for happened), kept (all else is as before: shape, colour, size
@@ -178,7 +178,7 @@ def _distance(seen: MeasuredObject, spec: ObjectSpec) -> float:
 def _match(
     wanted: Sequence[ObjectSpec], found: Sequence[MeasuredObject]
 ) -> list[MeasuredObject | None]:
-    """Pairs each wanted object with a measured one so that as much as possible agrees."""
+    """Pair each wanted object with a measured one so that as much as possible agrees."""
     candidates = [*found[:5], *[None] * len(wanted)]
 
     def likeness(order: tuple[MeasuredObject | None, ...]) -> tuple[int, float]:

@@ -39,7 +39,7 @@ class HeldOut:
 
 @lru_cache(maxsize=1)
 def held_out_motions() -> frozenset[tuple[str, str, str]]:
-    """The (shape, color, motion) triples that no training clip shows."""
+    """Return the (shape, color, motion) triples that no training clip shows."""
     triples = itertools.product(enumerate(SHAPES), enumerate(COLORS), enumerate(MOTIONS))
     return frozenset(
         (shape, color, motion)
@@ -50,7 +50,7 @@ def held_out_motions() -> frozenset[tuple[str, str, str]]:
 
 @lru_cache(maxsize=1)
 def held_out_images() -> frozenset[tuple[str, str, str]]:
-    """The (shape, color, background) triples that no training picture shows."""
+    """Return the (shape, color, background) triples that no training picture shows."""
     triples = itertools.product(enumerate(SHAPES), enumerate(COLORS), enumerate(BACKGROUNDS))
     return frozenset(
         (shape, color, background)
@@ -60,14 +60,15 @@ def held_out_images() -> frozenset[tuple[str, str, str]]:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether any object of ``scene`` shows a held-out combination, of motion or of background."""
+    """Return whether any object of ``scene`` shows a held-out combination, of motion or of
+    background."""
     return is_held_out_image(scene) or any(
         (spec.shape, spec.color, spec.motion) in held_out_motions() for spec in scene.objects
     )
 
 
 def is_held_out_image(scene: Scene) -> bool:
-    """Whether any object of ``scene`` shows a held-out combination with the background."""
+    """Return whether any object of ``scene`` shows a held-out combination with the background."""
     return any(
         (spec.shape, spec.color, scene.background) in held_out_images() for spec in scene.objects
     )
@@ -76,7 +77,7 @@ def is_held_out_image(scene: Scene) -> bool:
 def heldout_captions(
     count: int = 200, *, task: HeldOutTask = "t2v", num_objects: int = 1
 ) -> list[HeldOut]:
-    """The first ``count`` questions of the held-out test, the same on every machine.
+    """Return the first ``count`` questions of the held-out test, the same on every machine.
 
     Successive questions walk through the motions (images: the backgrounds) evenly, English and
     Russian in turn. The first object of every scene shows a held-out combination. The camera
@@ -122,7 +123,8 @@ _TASK_SEEDS: dict[HeldOutTask, int] = {"t2v": 11, "i2v": 12, "t2i": 13}
 
 
 def heldout_checksum() -> str:
-    """SHA-256 in hexadecimal over 200 captions and seeds of each task and 100 two-object ones."""
+    """Return SHA-256 in hexadecimal over 200 captions and seeds of each task and 100 two-object
+    ones."""
     digest = hashlib.sha256()
     lists = [heldout_captions(task=task) for task in _TASK_SEEDS]
     for question in itertools.chain(*lists, heldout_captions(100, num_objects=2)):

@@ -80,7 +80,7 @@ _FIELD = re.compile(r"\{\w+\}")
 
 
 def instruct(edit: Edit, rng: np.random.Generator, language: Language = "en") -> str:
-    """Asks for an edit in one of many phrasings.
+    """Ask for an edit in one of many phrasings.
 
     The object is called by its colour and shape, where it is alone sometimes by its shape only.
 
@@ -103,13 +103,13 @@ def instruct(edit: Edit, rng: np.random.Generator, language: Language = "en") ->
 
 
 def edit_vocabulary() -> tuple[str, ...]:
-    """The words of instructions that no caption has, sorted; `vocabulary` has the others."""
+    """Return the words of instructions that no caption has, sorted; `vocabulary` has the others."""
     known = set(vocabulary())
     return tuple(sorted({word for text in _all_texts() for word in words(text)} - known))
 
 
 def _edited(edit: Edit) -> ObjectSpec:
-    """The edited object as it should be; where it is removed, as it was."""
+    """Return the edited object as it should be; where it is removed, as it was."""
     return edit.subject if edit.kind == "remove" else edit.target.objects[0]
 
 
@@ -162,19 +162,19 @@ def _russian(edit: Edit, rng: np.random.Generator) -> dict[str, str]:
 
 
 def accuse(adjective: str, gender: Gender) -> str:
-    """The accusative, for things, of a Russian adjective ("красный" -> "красную звезду")."""
+    """Return the accusative, for things, of a Russian adjective ("красный" -> "красную звезду")."""
     if gender == "m":
         return adjective
     return adjective[:-2] + ("юю" if adjective.endswith("ний") else "ую")
 
 
 def accuse_noun(noun: Noun) -> str:
-    """The accusative, for things, of a Russian noun ("звезда" -> "звезду")."""
+    """Return the accusative, for things, of a Russian noun ("звезда" -> "звезду")."""
     return noun.forms["nom"] if noun.gender == "m" else noun.forms["nom"][:-1] + "у"
 
 
 def _all_texts() -> Iterator[str]:
-    """Every string that an instruction can be made of, beside those of captions."""
+    """Yield every string that an instruction can be made of, beside those of captions."""
     for templates in (*EN_EDITS.values(), *RU_EDITS.values()):
         yield from (_FIELD.sub(" ", template) for template in templates)
     yield from itertools.chain(*EN_WHERE.values(), *RU_WHERE.values(), (EN_POLITE, RU_POLITE))
@@ -199,7 +199,7 @@ class EditQuestion:
 
 
 def held_out_edits(count: int = 200) -> list[EditQuestion]:
-    """The first `count` questions of the test, the same on every machine: all kinds in turn,
+    """Return the first `count` questions of the test, the same on every machine: all kinds in turn,
     English and Russian, each about a held-out combination of shape, colour and background."""
     rng = np.random.Generator(np.random.PCG64(14))
     questions = []

@@ -41,7 +41,7 @@ EN_BACKGROUNDS: dict[str, tuple[str, ...]] = {
 
 
 def _verbs(*names: str, tail: str = "", tails: tuple[str, ...] = ()) -> tuple[tuple[str, str], ...]:
-    """(present, gerund) pairs: every "moves/moving" of ``names`` with every tail."""
+    """Return (present, gerund) pairs: every "moves/moving" of ``names`` with every tail."""
     pairs = []
     for name, end in itertools.product(names, tails or (tail,)):
         stem, gerund = name.split("/")
@@ -254,7 +254,8 @@ _SOFT_STEM: dict[Gender, dict[Case, str]] = {
 
 
 def inflect(adjective: str, gender: Gender, case: Case) -> str:
-    """A form of the Russian adjective given in the masculine nominative ("красный" -> "красной").
+    """Return a form of the Russian adjective given in the masculine nominative ("красный" ->
+    "красной").
 
     Stems in -ний are soft; stems in г, к, х, ж, ш, ч, щ write и where others write ы.
     """
@@ -268,7 +269,7 @@ def inflect(adjective: str, gender: Gender, case: Case) -> str:
 
 
 def all_texts() -> Iterator[str]:
-    """Every string a caption can be made of, template fields removed."""
+    """Yield every string a caption can be made of, template fields removed."""
     en = (EN_COLORS, EN_SHAPES, EN_SIZES, EN_BACKGROUNDS, EN_CAMERAS)
     ru = (RU_BACKGROUNDS, RU_MOTIONS, RU_CAMERAS)
     for options in itertools.chain.from_iterable(table.values() for table in (*en, *ru)):

@@ -79,7 +79,7 @@ class Measurement:
 
 
 def measure(frames: np.ndarray) -> Measurement:
-    """Measures a clip or a single image.
+    """Measure a clip or a single image.
 
     Args:
         frames: RGB, uint8 (F, H, W, 3), square.
@@ -111,13 +111,13 @@ def measure(frames: np.ndarray) -> Measurement:
 
 
 def _typical_count(counts: list[int]) -> int:
-    """The most frequent number of objects; of equally frequent ones the larger."""
+    """Return the most frequent number of objects; of equally frequent ones the larger."""
     votes = Counter(counts)
     return max(votes, key=lambda count: (votes[count], count))
 
 
 def _link(blobs: list[list[Blob]], count: int) -> list[list[tuple[int, Blob]]]:
-    """Follows ``count`` objects through the frames that show as many: lists of (frame, blob)."""
+    """Follow ``count`` objects through the frames that show as many: lists of (frame, blob)."""
     if count == 0:
         return []
     tracks: list[list[tuple[int, Blob]]] = []
@@ -138,14 +138,14 @@ def _link(blobs: list[list[Blob]], count: int) -> list[list[tuple[int, Blob]]]:
 
 
 def _step(a: Blob, b: Blob) -> float:
-    """How unlikely it is that the same object looks like ``a`` and then ``b``."""
+    """Return how unlikely it is that the same object looks like ``a`` and then ``b``."""
     return math.hypot(a.x - b.x, a.y - b.y) + float(np.linalg.norm(a.lab - b.lab)) / 50
 
 
 def _identify(
     found: list[tuple[int, Blob]], times: np.ndarray, views: np.ndarray
 ) -> MeasuredObject:
-    """Names the object that ``found`` shows."""
+    """Name the object that ``found`` shows."""
     frames = np.array([index for index, _ in found])
     harmonics = np.stack([blob.harmonics for _, blob in found])
     magnitudes = np.abs(harmonics).mean(axis=0)
@@ -171,7 +171,7 @@ def _identify(
 
 @lru_cache(maxsize=1)
 def _shape_templates() -> dict[str, np.ndarray]:
-    """Magnitudes of the outline harmonics of the exact shapes."""
+    """Return the magnitudes of the outline harmonics of the exact shapes."""
     angles = np.arange(720) * (math.tau / 720)
     rays = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     templates = {}
@@ -198,7 +198,8 @@ def _nearest_shape(magnitudes: np.ndarray) -> str:
 
 
 def _turn(symmetry: float, harmonics: np.ndarray) -> np.ndarray:
-    """Rotation since the first frame, radians clockwise (N,); zeros without a symmetry angle."""
+    """Return rotation since the first frame, radians clockwise (N,); zeros without a symmetry
+    angle."""
     if symmetry == 0:
         return np.zeros(len(harmonics))
     order = round(math.tau / symmetry)
@@ -207,7 +208,8 @@ def _turn(symmetry: float, harmonics: np.ndarray) -> np.ndarray:
 
 
 def _name_motion(track: Track, symmetry: float) -> str:
-    """The motion that a track shows: the strongest of way, growth and turn by their usual sizes."""
+    """Return the motion that a track shows: the strongest of way, growth and turn by their usual
+    sizes."""
     ends = min(2, len(track.x))
     net_x = float(track.x[-ends:].mean() - track.x[:ends].mean())
     net_y = float(track.y[-ends:].mean() - track.y[:ends].mean())
@@ -237,7 +239,7 @@ def _name_motion(track: Track, symmetry: float) -> str:
 
 
 def correct(measurement: Measurement, scene: Scene) -> dict[str, bool]:
-    """Judges a clip against the scene it should show.
+    """Judge a clip against the scene it should show.
 
     Objects are matched so that as many shapes and colours as possible agree; a row is right when it
     is right for every object of the scene.

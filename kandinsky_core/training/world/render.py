@@ -22,7 +22,7 @@ _DOT_RADII = (0.08, 0.115, 0.15)
 
 
 def render(scene: Scene, size: int = 128, num_frames: int = 17) -> np.ndarray:
-    """Draws a clip of ``scene``.
+    """Draw a clip of ``scene``.
 
     Args:
         scene: What to draw.
@@ -55,7 +55,8 @@ def render(scene: Scene, size: int = 128, num_frames: int = 17) -> np.ndarray:
 
 @lru_cache(maxsize=len(SHAPES))
 def shape_outline(shape: str) -> np.ndarray:
-    """Corners of ``shape`` at size 1 around the origin, float64 (N, 2), y downwards, upright."""
+    """Return the corners of ``shape`` at size 1 around the origin, float64 (N, 2), y downwards,
+    upright."""
     radius = SHAPES[shape].radius
     if shape == "circle":
         angles, radii = np.arange(96) * (math.tau / 96), np.full(96, radius)
@@ -70,7 +71,7 @@ def shape_outline(shape: str) -> np.ndarray:
 
 
 def _fill(frame: np.ndarray, points: np.ndarray, color: np.ndarray) -> None:
-    """Paints the polygon ``points`` (N, 2), in pixels, into ``frame``, its edges by coverage."""
+    """Paint the polygon ``points`` (N, 2), in pixels, into ``frame``, its edges by coverage."""
     height, width = frame.shape[:2]
     low = np.floor(points.min(axis=0)).astype(int) - 1
     high = np.ceil(points.max(axis=0)).astype(int) + 1
@@ -91,7 +92,7 @@ def _fill(frame: np.ndarray, points: np.ndarray, color: np.ndarray) -> None:
 
 
 def _shoot(canvas: np.ndarray, size: int, x: float, zoom: float) -> np.ndarray:
-    """The background seen by a camera at ``x`` (world units) with magnification ``zoom``."""
+    """Return the background seen by a camera at ``x`` (world units) with magnification ``zoom``."""
     scale = _CANVAS_SCALE / zoom  # canvas pixels per frame pixel
     middle = canvas.shape[0] / 2
     offset_x = middle + x * _CANVAS_SCALE * size / 2 - (size / 2 - 0.5) * scale - 0.5
@@ -104,7 +105,8 @@ def _shoot(canvas: np.ndarray, size: int, x: float, zoom: float) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _canvas(background: str, size: int) -> np.ndarray:
-    """The painted world for frames of ``size`` pixels, uint8 (N, N, 3); always the same dots."""
+    """Return the painted world for frames of ``size`` pixels, uint8 (N, N, 3); always the same
+    dots."""
     base = np.array(BACKGROUNDS[background], dtype=np.float32)
     num = 2 * math.ceil(_WORLD * _CANVAS_SCALE * size / 2)
     axis = (np.arange(num) + 0.5 - num / 2) / (_CANVAS_SCALE * size / 2)

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """A uniformly drawn element of ``options``."""
+    """Return a uniformly drawn element of ``options``."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -45,7 +45,7 @@ def sample_scene(
     motion: str | None = None,
     background: str | None = None,
 ) -> Scene:
-    """Draws a random scene whose objects stay inside the frame and apart.
+    """Draw a random scene whose objects stay inside the frame and apart.
 
     Args:
         rng: Source of randomness.
@@ -81,7 +81,7 @@ def _try_scene(
     background: str,
     wanted: tuple[str | None, str | None, str | None],
 ) -> Scene | None:
-    """One attempt at placing all objects; None when one finds no room."""
+    """Return one attempt at placing all objects; None when one finds no room."""
     objects: tuple[ObjectSpec, ...] = ()
     for index in range(num_objects):
         shape, color, motion = wanted if index == 0 else (None, None, None)
@@ -108,7 +108,7 @@ def _try_scene(
 
 
 def _place(rng: np.random.Generator, spec: ObjectSpec, num_objects: int) -> ObjectSpec:
-    """``spec`` with a random path, its middle drawn over the frame; it may not fit."""
+    """Return ``spec`` with a random path, its middle drawn over the frame; it may not fit."""
     motion, heading = spec.motion, 0.0
     travel = TRAVEL.get(motion, 0.0) * (0.9 + 0.2 * rng.random())
     if num_objects > 1:

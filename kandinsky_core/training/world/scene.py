@@ -180,12 +180,13 @@ class View(NamedTuple):
 
 
 def frame_times(num_frames: int) -> np.ndarray:
-    """Times in [0, 1] of the frames of a clip: both ends are shown, one frame shows the start."""
+    """Return times in [0, 1] of the frames of a clip: both ends are shown, one frame shows the
+    start."""
     return np.linspace(0.0, 1.0, num_frames) if num_frames > 1 else np.zeros(1)
 
 
 def poses(spec: ObjectSpec, times: np.ndarray) -> Pose:
-    """Pose in the world of ``spec`` at ``times`` (N,) in [0, 1]."""
+    """Return pose in the world of ``spec`` at ``times`` (N,) in [0, 1]."""
     x, y = np.full_like(times, spec.x), np.full_like(times, spec.y)
     scale, angle = np.ones_like(times), np.zeros_like(times)
     motion = spec.motion
@@ -211,7 +212,8 @@ def poses(spec: ObjectSpec, times: np.ndarray) -> Pose:
 
 
 def views(camera: str, times: np.ndarray) -> View:
-    """View of the camera at ``times`` (N,) in [0, 1]; every move starts over the frame at rest."""
+    """Return the view of the camera at ``times`` (N,) in [0, 1]; every move starts over the frame
+    at rest."""
     x, zoom = np.zeros_like(times), np.ones_like(times)
     if camera in ("pan_left", "pan_right"):
         x = (PAN if camera == "pan_right" else -PAN) * times
@@ -221,7 +223,8 @@ def views(camera: str, times: np.ndarray) -> View:
 
 
 def is_clear(scene: Scene) -> bool:
-    """Whether all objects stay inside the frame and apart from each other throughout the clip."""
+    """Return whether all objects stay inside the frame and apart from each other throughout the
+    clip."""
     times = frame_times(25)
     view = views(scene.camera, times)
     tracks = []

@@ -45,13 +45,13 @@ class Blob(NamedTuple):
 
 
 def to_lab(rgb: np.ndarray) -> np.ndarray:
-    """CIE Lab of uint8 RGB (H, W, 3): float32, L in [0, 100]."""
+    """Return CIE Lab of uint8 RGB (H, W, 3): float32, L in [0, 100]."""
     return cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
 
 
 @lru_cache(maxsize=1)
 def _palette() -> tuple[np.ndarray, np.ndarray]:
-    """Lab of the object colours and of the background colours."""
+    """Return the Lab of the object colours and of the background colours."""
     colors = np.array([list(COLORS.values())], np.uint8)
     backgrounds = np.array([list(BACKGROUNDS.values())], np.uint8)
     return to_lab(colors)[0], to_lab(backgrounds)[0]
@@ -79,7 +79,7 @@ def find_background(lab_frames: np.ndarray) -> tuple[str, np.ndarray]:
 def find_blobs(
     rgb: np.ndarray, lab: np.ndarray, background: np.ndarray
 ) -> tuple[list[Blob], np.ndarray]:
-    """Measures every object of one frame.
+    """Measure every object of one frame.
 
     Args:
         rgb: The frame, float32 (H, W, 3), 0 to 255.
@@ -115,7 +115,8 @@ def find_blobs(
 def _measure_blob(
     rgb: np.ndarray, lab: np.ndarray, own: np.ndarray, others: np.ndarray, reach: int
 ) -> Blob:
-    """The blob with the pixels ``own`` (H, W) of a window of the frame, in pixels of the window."""
+    """Return the blob with the pixels ``own`` (H, W) of a window of the frame, in pixels of the
+    window."""
     depth = cv2.distanceTransform(own, cv2.DIST_L2, 3)
     core = depth >= min(4.0, 0.6 * float(depth.max()))
     near = cv2.dilate(own, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
@@ -136,7 +137,8 @@ def _measure_blob(
 
 
 def _outline_harmonics(cover: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Fourier coefficients of the outline of ``cover`` around (x, y), complex (len(ORDERS),)."""
+    """Return Fourier coefficients of the outline of ``cover`` around (x, y), complex
+    (len(ORDERS),)."""
     angles = np.arange(_NUM_ANGLES) * (math.tau / _NUM_ANGLES)
     radii = np.arange(0.5 * _RADIAL_STEP, 0.75 * max(cover.shape) + 2, _RADIAL_STEP)
     map_x = (x + np.cos(angles)[:, None] * radii).astype(np.float32)
@@ -146,6 +148,7 @@ def _outline_harmonics(cover: np.ndarray, x: float, y: float) -> np.ndarray:
 
 
 def harmonics_of(profile: np.ndarray) -> np.ndarray:
-    """Coefficients ``ORDERS`` of a radius profile (N,) over [0, 2 pi), relative to its mean."""
+    """Return coefficients ``ORDERS`` of a radius profile (N,) over [0, 2 pi), relative to its
+    mean."""
     spectrum = np.fft.rfft(profile)
     return spectrum[list(ORDERS)] / max(abs(spectrum[0]), 1e-9)

@@ -47,7 +47,7 @@ class AttentionChoice:
     """Backend of every attention in the network."""
 
     def nabla(self, settings: SamplingSettings) -> Nabla | None:
-        """The sparse attention to run with, None for dense.
+        """Return the sparse attention to run with, None for dense.
 
         Raises:
             ValueError: A number is out of its range.
@@ -75,7 +75,7 @@ def with_watch(model: ModelPatcher, watch: WatchMaps) -> ModelPatcher:
 def chosen_attention(
     options: Mapping[str, Any], settings: SamplingSettings, latents: Tensor, config: DiTConfig
 ) -> tuple[Nabla | None, Attend]:
-    """How the network attends in one call.
+    """Return how the network attends in one call.
 
     Args:
         options: transformer_options.

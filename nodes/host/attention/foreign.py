@@ -113,7 +113,8 @@ class SparseOverride:
         self._said: set[str] = set()
 
     def __deepcopy__(self, _memo: Any) -> SparseOverride:
-        """The host copies the options of every copy of a MODEL; all are to know what was said."""
+        """Return the host copies the options of every copy of a MODEL; all are to know what was
+        said."""
         return self
 
     def begin(
@@ -156,7 +157,8 @@ class SparseOverride:
         return func(*args, **kwargs) if self.before is None else self.before(func, *args, **kwargs)
 
     def _fits(self, noted: Pass, queries: int, keys: int, mask: Tensor | None) -> bool:
-        """Whether an attention is the visual self-attention of a call; says why if it may be."""
+        """Return whether an attention is the visual self-attention of a call; says why if it may
+        be."""
         place = noted.place
         if noted.owner is not self or place is None or noted.tiling is None or queries != keys:
             return False
@@ -178,7 +180,7 @@ class SparseOverride:
     def _sparse(
         self, q: Tensor, k: Tensor, v: Tensor, noted: Pass, options: Mapping[str, Any]
     ) -> Tensor:
-        """Attention of (B, N, L, K), its visual tokens in raster order."""
+        """Return the attention of (B, N, L, K), its visual tokens in raster order."""
         place, tiling, nabla = noted.place, noted.tiling, self._nabla
         assert place is not None and tiling is not None
         heads = q.shape[1]

@@ -52,7 +52,7 @@ class Place:
         return self.visual + self.joint_text
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, length, K) -> visual tokens, text."""
+        """Split (B, N, length, K) into visual tokens and text."""
         first, last = x.tensor_split([self.joint_text if self.text_first else self.visual], dim=2)
         return (last, first) if self.text_first else (first, last)
 

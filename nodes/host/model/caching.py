@@ -67,7 +67,7 @@ class CacheRun:
         self._cache.end()
 
     def around(self, options: Mapping[str, Any]) -> AroundBlocks | None:
-        """What stands around the visual blocks in the next call of the network.
+        """Return what stands around the visual blocks in the next call of the network.
 
         Args:
             options: transformer_options of the call: what its batch holds, and its time.
@@ -101,7 +101,7 @@ class CacheRun:
 
 
 def around_blocks(options: Mapping[str, Any]) -> AroundBlocks | None:
-    """What stands around the visual blocks in a call with these transformer_options."""
+    """Return what stands around the visual blocks in a call with these transformer_options."""
     run: CacheRun | None = options.get(RUN)
     return None if run is None else run.around(options)
 
@@ -238,12 +238,12 @@ def _with_cache(
 
 
 def has_cache(model: ModelPatcher) -> bool:
-    """Whether a MODEL has a cache of its blocks' results."""
+    """Return whether a MODEL has a cache of its blocks' results."""
     return bool(model.get_wrappers(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, KEY))
 
 
 def _unlike_calibration(guider: Any, sampler: Any, sigmas: list[float]) -> str | None:
-    """Why a run is not one that ratios describe; None if it is."""
+    """Return why a run is not one that ratios describe; None if it is."""
     largest = float(guider.inner_model.model_sampling.sigma_max)
     if sigmas[0] < 0.99 * largest or sigmas[-1] > 0:
         return "the run is a part of a schedule (denoise below 1, or some of the steps)"

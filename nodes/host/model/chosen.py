@@ -20,7 +20,8 @@ ROPE_SCALE = "k5_rope_scale"
 
 
 def chosen_before(model: ModelPatcher) -> dict[str, Any]:
-    """Fields of `SamplingSettings` that nodes have set on a MODEL, ModelSamplingSD3 included."""
+    """Return the fields of `SamplingSettings` that nodes have set on a MODEL, ModelSamplingSD3
+    included."""
     options = model.model_options.get("transformer_options", {})
     choice: AttentionChoice = options.get(CHOICE, AttentionChoice())
     found = {
@@ -63,5 +64,5 @@ def with_settings(model: ModelPatcher, settings: SamplingSettings) -> ModelPatch
 def chosen_rope_scale(
     options: Mapping[str, Any], settings: SamplingSettings
 ) -> tuple[float, float, float]:
-    """RoPE scale (t, h, w) of one call: what a node chose, else the checkpoint's."""
+    """Return RoPE scale (t, h, w) of one call: what a node chose, else the checkpoint's."""
     return options.get(ROPE_SCALE, settings.rope_scale)

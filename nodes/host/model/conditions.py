@@ -67,7 +67,7 @@ def visual_conditions(
 
 
 def task_of(entries: Iterable[Mapping[str, Any]], latents: Tensor) -> Task:
-    """What is made from what.
+    """Return what is made from what.
 
     Args:
         entries: Values of each entry of the positive CONDITIONING.

@@ -80,13 +80,13 @@ def load_model(path: Path, weight_dtype: str = "default") -> ModelPatcher:
 
 
 def has_scaled_layers() -> bool:
-    """Whether this ComfyUI has a factory of layers for fp8 weights with a factor each."""
+    """Return whether this ComfyUI has a factory of layers for fp8 weights with a factor each."""
     make = getattr(comfy.ops, "scaled_fp8_ops", None)
     return make is not None and "override_dtype" in inspect.signature(make).parameters
 
 
 def _default_dtype(info: CheckpointInfo) -> torch.dtype:
-    """What ComfyUI would keep the weights in; a file in fp8 stays so."""
+    """Return what ComfyUI would keep the weights in; a file in fp8 stays so."""
     unknown = -1  # to ComfyUI a size that does not fit, for which it keeps fp8
     return comfy.model_management.unet_dtype(
         model_params=unknown if info.dtype.itemsize == 1 else info.num_parameters,
@@ -96,7 +96,7 @@ def _default_dtype(info: CheckpointInfo) -> torch.dtype:
 
 
 def _set_scales_to_one(network: torch.nn.Module) -> None:
-    """Scaled files leave some layers unscaled, and those have no factor in the file."""
+    """Set factors of 1: scaled files leave some layers unscaled, without a factor in the file."""
     for module in network.modules():
         if getattr(module, "scale_weight", None) is not None:
             module.scale_weight = torch.nn.Parameter(torch.ones(()), requires_grad=False)

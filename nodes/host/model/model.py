@@ -239,7 +239,7 @@ class Kandinsky5(comfy.model_base.BaseModel):
         return condition.impose(denoised)
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What native savers write; packed weights as numbers, which every loader reads."""
+        """Return what native savers write; packed weights as numbers, which every loader reads."""
         state = super().state_dict_for_saving(*args, **kwargs)
         for name, weight in unpacked_state(self.diffusion_model, torch.bfloat16).items():
             state[f"model.diffusion_model.{name}"] = weight
@@ -250,7 +250,7 @@ class Kandinsky5(comfy.model_base.BaseModel):
         input_shape: Any,
         cond_shapes: Any = None,  # noqa: ARG002  text is small beside the video
     ) -> float:
-        """Bytes of tensors at the peak of one call on `input_shape`."""
+        """Return the bytes of tensors at the peak of one call on `input_shape`."""
         config, (batch, _, *grid) = self.info.config, input_shape
         tokens, dtype = math.prod(grid) // config.patch_volume, self.get_dtype()
         compute = self.manual_cast_dtype or dtype
@@ -264,12 +264,12 @@ class Kandinsky5(comfy.model_base.BaseModel):
 
 
 def is_kandinsky(model: ModelPatcher) -> bool:
-    """Whether a MODEL was made by Load Model (Kandinsky 5)."""
+    """Return whether a MODEL was made by Load Model (Kandinsky 5)."""
     return isinstance(model.model, Kandinsky5)
 
 
 def model_info(model: ModelPatcher) -> CheckpointInfo:
-    """What the checkpoint of a MODEL is.
+    """Return what the checkpoint of a MODEL is.
 
     Raises:
         ValueError: The MODEL was made by another node.
@@ -283,7 +283,8 @@ def model_info(model: ModelPatcher) -> CheckpointInfo:
 
 
 def settings_for(model: ModelPatcher, latent: dict[str, Any] | None) -> SamplingSettings:
-    """The checkpoint's settings, of the size class that a LATENT belongs to if one is given."""
+    """Return the checkpoint's settings, of the size class that a LATENT belongs to if one is
+    given."""
     settings = model_info(model).settings
     assert settings is not None, "only transformers make a MODEL"
     if latent is None:
@@ -309,15 +310,15 @@ def space_name(model: ModelPatcher) -> str:
 
 
 def makes_images_only(model: ModelPatcher) -> bool:
-    """Whether a MODEL works on the latents of the image VAE."""
+    """Return whether a MODEL works on the latents of the image VAE."""
     return model.model.latent_format.latent_dimensions == 2
 
 
 def to_model_space(model: ModelPatcher, latents: Tensor) -> Tensor:
-    """Latents as a LATENT holds them -> as the network sees them."""
+    """Return latents as a LATENT holds them -> as the network sees them."""
     return model.model.process_latent_in(latents)
 
 
 def to_vae_space(model: ModelPatcher, latents: Tensor) -> Tensor:
-    """Latents as the network sees them -> as a LATENT holds them."""
+    """Return latents as the network sees them -> as a LATENT holds them."""
     return model.model.process_latent_out(latents)

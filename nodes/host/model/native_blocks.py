@@ -30,7 +30,7 @@ POSITIONAL = (TOKENS, "context", "time_embed")
 
 
 def is_native_kandinsky(model: ModelPatcher) -> bool:
-    """Whether a MODEL is ComfyUI's own Kandinsky 5, told by its blocks."""
+    """Return whether a MODEL is ComfyUI's own Kandinsky 5, told by its blocks."""
     network = getattr(model.model, "diffusion_model", None)
     blocks = getattr(network, "visual_transformer_blocks", None)
     return isinstance(blocks, nn.ModuleList) and not is_kandinsky(model)
@@ -57,7 +57,8 @@ def with_native_blocks(model: ModelPatcher) -> ModelPatcher:
 def _around_network(
     executor: Any, *args: Any, transformer_options: dict[str, Any], **named: Any
 ) -> Tensor:
-    """One call of the network, with the cache of this run around its blocks if there is one."""
+    """Return one call of the network, with the cache of this run around its blocks if there is
+    one."""
     around = around_blocks(transformer_options)
     options = transformer_options
     if around is not None:
@@ -81,12 +82,12 @@ def _around_network(
 
 
 def _pass(given: dict[str, Any], _original: dict[str, Any]) -> dict[str, Any]:
-    """In place of a block that ran already."""
+    """Stand in place of a block that ran already."""
     return given
 
 
 def _run(block: nn.Module, given: dict[str, Any], patch: Patch | None) -> Tensor:
-    """One block, or what another node put in its place."""
+    """Run one block, or what another node put in its place."""
 
     def original(given: dict[str, Any]) -> dict[str, Any]:
         by_place = [given[name] for name in POSITIONAL]

@@ -14,7 +14,7 @@ BLOCK = "double_block"
 
 
 def around_block(options: Mapping[str, Any]) -> AroundBlock | None:
-    """What stands around each visual block: patches such as those of SkipLayerGuidanceDiT.
+    """Return what stands around each visual block: patches such as those of SkipLayerGuidanceDiT.
 
     A patch is called with {"img": tokens (B, S, D)} and {"original_block": ...}, as in the host's
     other video models, and returns such a dictionary.
@@ -38,7 +38,8 @@ def around_block(options: Mapping[str, Any]) -> AroundBlock | None:
 
 
 def shows_ends(options: Mapping[str, Any], num_frames: int) -> tuple[bool, bool]:
-    """Whether a call sees the start and the end of the clip: a context window may lie between.
+    """Return whether a call sees the start and the end of the clip: a context window may lie
+    between.
 
     Args:
         options: transformer_options of the call.

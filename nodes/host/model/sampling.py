@@ -31,7 +31,7 @@ class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_s
 
 
 def sampling_shift(model: Any) -> float | None:
-    """The shift that a node such as ModelSamplingSD3 put on a MODEL; None if none did.
+    """Return the shift that a node such as ModelSamplingSD3 put on a MODEL; None if none did.
 
     Raises:
         ValueError: What a node put there is no schedule of this family, and its shift, if it has
@@ -60,7 +60,8 @@ def _host_name(made: type) -> str:
 
 
 def native_sigmas(model: Any, steps: int) -> Tensor:
-    """The host's own times of a MODEL, (steps + 1,) from noise to 0, with the shift set on it."""
+    """Return the host's own times of a MODEL, (steps + 1,) from noise to 0, with the shift set on
+    it."""
     return comfy.samplers.calculate_sigmas(
         model.get_model_object("model_sampling"), "simple", steps
     )
@@ -74,7 +75,7 @@ def euler(
     callback: Callable[[dict[str, Any]], None] | None = None,
     disable: bool | None = None,  # noqa: ARG001  the bar is on the node
 ) -> Tensor:
-    """The core's Euler sampler in the form of a ComfyUI sampler function.
+    """Return the core's Euler sampler in the form of a ComfyUI sampler function.
 
     Args:
         model: (x, sigma (B,), **extra_args) -> denoised, guidance and noise mask included.

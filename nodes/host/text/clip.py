@@ -88,10 +88,11 @@ class NanoModel(nn.Module):
         self.dtypes = {dtype}
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        """ComfyUI asks for a layer here (CLIP skip); this encoder has none to offer."""
+        """Ignore the layer that ComfyUI asks for here (CLIP skip): this encoder has none to
+        offer."""
 
     def reset_clip_options(self) -> None:
-        """Nothing is ever set."""
+        """Do nothing: nothing is ever set."""
 
     def encode_token_weights(self, tokens: Tokens) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Encode what `NanoTokenizer` made: tokens (1, L, D), pooled (1, D)."""
@@ -123,7 +124,7 @@ def load_text_encoders(qwen: Path, clip: Path | None, task: Task) -> comfy.sd.CL
 
 
 def fingerprint_vision(name: str) -> str:
-    """What changes when a vision tower (mmproj) is put beside Qwen or taken away.
+    """Return what changes when a vision tower (mmproj) is put beside Qwen or taken away.
 
     Args:
         name: Entry of the loader's list; of an unknown one only the name counts.
@@ -167,7 +168,7 @@ def _load_qwen_clip(qwen: Path, clip: Path) -> comfy.sd.CLIP:
 
 
 def is_ours(clip: comfy.sd.CLIP) -> bool:
-    """Whether a CLIP comes from `load_text_encoders`."""
+    """Return whether a CLIP comes from `load_text_encoders`."""
     return isinstance(clip.tokenizer, NanoTokenizer | QwenClipTokenizer)
 
 

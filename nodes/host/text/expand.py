@@ -121,7 +121,7 @@ class LanguageHead(nn.Module):
         self.lm_head.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, states: Tensor) -> Tensor:
-        """States (B, D) -> logits (B, V)."""
+        """Turn states (B, D) into logits (B, V)."""
         return self.lm_head(states)
 
 
@@ -184,7 +184,7 @@ def decode(
 
 @contextmanager
 def _remembered(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Lets the attention of each layer see the keys and values of its former calls."""
+    """Let the attention of each layer see the keys and values of its former calls."""
     hooks = []
     for layer in layers:
         memory = _Memory(layer.self_attn.num_kv_heads)

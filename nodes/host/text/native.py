@@ -32,7 +32,7 @@ class _ReferenceText:
         set_device(self._models, options)
 
     def reset_clip_options(self) -> None:
-        """Back to what the native CLIP set."""
+        """Go back to what the native CLIP set."""
         for model in self._models:
             model.reset_clip_options()
 
@@ -56,7 +56,7 @@ class _ReferenceText:
 
 
 def _sees(tower: Any) -> bool:
-    """Whether the vision tower of a native CLIP was loaded.
+    """Return whether the vision tower of a native CLIP was loaded.
 
     The host builds one for files that have none too, and does not keep that it was missing. Its
     layers then hold what was in memory: zeros, or numbers that no weight has.
@@ -96,7 +96,8 @@ def with_trigger_option(clip: comfy.sd.CLIP) -> comfy.sd.CLIP:
 
 
 def is_native_pair(clip: comfy.sd.CLIP) -> bool:
-    """Whether a CLIP holds the host's own Qwen2.5-VL and CLIP-L, as its kandinsky5 type does."""
+    """Return whether a CLIP holds the host's own Qwen2.5-VL and CLIP-L, as its kandinsky5 type
+    does."""
     model = getattr(clip, "cond_stage_model", None)
     parts = [getattr(model, name, None) for name in (QWEN, CLIP_L)]
     return all(hasattr(part, "encode_token_weights") for part in parts)

@@ -132,7 +132,7 @@ class QwenClipTokenizer:
         return [(pair, self.qwen.decode([pair[0]])) for pair in pairs]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing; the host asks for it only where it saves a CLIP.
+        """Return nothing; the host asks for it only where it saves a CLIP.
 
         Raises:
             ValueError: The model's weights are packed, and the host would save them as bytes.
@@ -199,7 +199,7 @@ class QwenClipModel(nn.Module):
         set_device((self.qwen, self.clip), options)
 
     def reset_clip_options(self) -> None:
-        """Back to what both models were built with."""
+        """Go back to what both models were built with."""
         for model in (self.qwen, self.clip):
             model.reset_clip_options()
 
@@ -233,7 +233,7 @@ def set_device(models: Iterable[Any], options: dict[str, Any]) -> None:
 
 
 def has_pictures(tokens: dict[str, Any]) -> bool:
-    """Whether what `QwenClipTokenizer` made is more than text."""
+    """Return whether what `QwenClipTokenizer` made is more than text."""
     return any(not isinstance(pair[0], int) for pair in tokens[QWEN][0])
 
 

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 
 def as_picture(image: Tensor) -> dict[str, Any]:
-    """An image (1, 3, H, W) uint8, sides multiples of 28, as the host takes it among tokens."""
+    """Return an image (1, 3, H, W) uint8, sides multiples of 28, as the host takes it among
+    tokens."""
     return {"type": "image", "data": rearrange(image, "1 c h w -> 1 h w c") / 255}
 
 
 @contextmanager
 def picture_order(tower: nn.Module) -> Iterator[None]:
-    """Has the host's vision tower return a picture's tokens row by row, as the language model
-    was trained.
+    """Have the host's vision tower return a picture's tokens row by row, as the language model was
+    trained.
 
     Inside, the tower works window by window. ComfyUI 0.3.75 leaves the tokens in that order, later
     versions put them back; which it is shows in whether the last layer's output is returned as it

@@ -98,7 +98,7 @@ def read_qwen_clip(qwen_path: Path, clip_path: Path) -> QwenClipWeights:
 
 
 def _open(header: Header, root: str, label: str, *, keep_scales: bool = False) -> ModelWeights:
-    """Tensors under ComfyUI's names; scaled fp8 stays so only for layers that take it."""
+    """Return tensors under ComfyUI's names; scaled fp8 stays so only for layers that take it."""
     tensors = {
         name if name.startswith(VISION) else root + name: entry
         for name, entry in needed_tensors(header).items()
@@ -184,12 +184,12 @@ def _other_shapes(weights: ModelWeights) -> str:
 
 
 def parameters_of(function: Callable[..., Any]) -> set[str]:
-    """Names that a function of the host takes; they differ between its versions."""
+    """Return the names that a function of the host takes; they differ between its versions."""
     return set(inspect.signature(function).parameters)
 
 
 def qwen_config(shapes: dict[str, Tensor]) -> dict[str, int]:
-    """Qwen's dimensions, read off its weights."""
+    """Return Qwen's dimensions, read off its weights."""
     layer = "model.layers.0"
     vocab_size, hidden_size = shapes["model.embed_tokens.weight"].shape
     return {
@@ -203,7 +203,7 @@ def qwen_config(shapes: dict[str, Tensor]) -> dict[str, int]:
 
 
 def clip_config(shapes: dict[str, Tensor]) -> dict[str, int]:
-    """CLIP's dimensions, read off its weights."""
+    """Return CLIP's dimensions, read off its weights."""
     hidden_size = shapes["text_model.final_layer_norm.weight"].shape[0]
     return {
         "hidden_size": hidden_size,
