@@ -242,9 +242,10 @@ def test_diffusers_config_tells_the_clip_length(tmp_path):
     write_sparse(folder / "diffusion_pytorch_model.safetensors", transformer_shapes("video_lite"))
     config = {"attention_type": "nabla", "attention_P": 0.9}
     (folder / "config.json").write_text(json.dumps(config))
-    info = identify(folder)
-    assert (info.seconds, info.sources["seconds"]) == (10, "config.json")
-    assert info.settings.attention == "nabla"
+    for place in (folder, folder / "diffusion_pytorch_model.safetensors"):
+        info = identify(place)
+        assert (info.seconds, info.sources["seconds"]) == (10, "config.json")
+        assert info.settings.attention == "nabla"
 
 
 def test_a_name_cannot_make_a_video_model_an_image_model(tmp_path):

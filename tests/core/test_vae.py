@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from kandinsky_core.family.config import ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.family.variants import VAES
 from kandinsky_core.models import ImageVAE, Tiles, VideoVAE
 from kandinsky_core.models.vae import causal
+from kandinsky_core.models.vae.latent_space import to_model_space, to_vae_space
 
 TINY = VideoVAEConfig((8, 8, 16, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4)
 PATCHED = VideoVAEConfig(
@@ -34,6 +37,17 @@ def test_nano_row():
     mean, logvar = vae.moments(torch.empty(2, 3, 17, 128, 128, device="meta"))
     assert mean.shape == logvar.shape == (2, 16, 5, 16, 16)
     assert vae.decode(mean).shape == (2, 3, 17, 128, 128)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("hunyuan", 0.476986), ("flux", 0.3611)])
+def test_latents_are_scaled_as_the_transformers_were_trained(name, scale):
+    """The published factors; the reference shifts neither, though FLUX itself does."""
+    latents = torch.tensor([-2.0, 0.0, 1.0])
+    assert torch.equal(to_model_space(latents, VAES[name]), latents * scale)
+    torch.testing.assert_close(to_vae_space(latents * scale, VAES[name]), latents)
+    shifted = replace(VAES[name], shift_factor=0.5)
+    assert torch.equal(to_model_space(latents, shifted), (latents - 0.5) * scale)
+    torch.testing.assert_close(to_vae_space((latents - 0.5) * scale, shifted), latents)
 
 
 @pytest.mark.parametrize("config", [TINY, PATCHED])
