@@ -207,7 +207,16 @@ def test_configuration_of_another_lora(tmp_path, matrices, write):
     assert own.pairs[LAYERS[0]].scale == ALPHA / RANK
 
 
-@pytest.mark.parametrize("text", ["not JSON", '{"lora_alpha": "much"}', "[1]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not JSON",
+        '{"lora_alpha": "much"}',
+        "[1]",
+        '{"lora_alpha": 8, "rank_pattern": {"(": 2}}',
+        '{"lora_alpha": 8, "alpha_pattern": {"(": 2}}',
+    ],
+)
 def test_unreadable_configuration_is_one_sentence(tmp_path, matrices, write, text):
     (tmp_path / "lora.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"lora\.json is no configuration of a LoRA"):
