@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kandinsky_core.attention import BlockMap, attend_dense, attend_gathered, top_p_blocks
+from kandinsky_core.attention import (
+    BlockMap,
+    attend_dense,
+    attend_gathered,
+    gathered_bytes,
+    top_p_blocks,
+)
 from kandinsky_core.attention.backends import dense, gathered
 
 
@@ -111,3 +117,21 @@ def test_map_takes_what_it_may():
         largest_of[limit] = largest.size
     assert largest_of[1 << 17] <= 1 << 17
     assert largest_of[1 << 30] == 4 * 128**2 * 8  # indices of every row: what a sort takes at once
+
+
+@pytest.mark.parametrize(
+    ("dims", "density", "device", "expected"),
+    [
+        # two heads of four rows that keep two blocks: 8 x 2 x 512 bytes of keys and values, and
+        # half as much of queries and results
+        ((2, 4, 16, 8, 2), 0.5, "cpu", 8 * 2 * 512 * 3 // 2),
+        # a piece of 64 MiB of rows that keep ten, and a tenth
+        ((32, 100, 64, 128, 2), 0.1, "cuda", int((64 << 20) * 1.1)),
+        # a row of 1000 blocks of 32 KiB is more than a piece and is never divided
+        ((1, 1000, 64, 128, 2), 1.0, "cpu", 1001 * (32 << 10)),
+    ],
+    ids=["all at once", "a piece", "a row"],
+)
+def test_what_is_gathered_at_a_time(dims, density, device, expected):
+    found = gathered_bytes(*dims, density=density, device_type=device)
+    assert found == pytest.approx(expected, abs=1)

@@ -307,6 +307,15 @@ def test_a_lora_of_another_size_is_named(write):
         match_lora(read_lora(path), lite)
 
 
+@pytest.mark.parametrize("whole", [0, 1])
+def test_matrices_of_whole_numbers_are_refused(matrices, write, whole):
+    pair = list(matrices[LAYERS[0]])
+    pair[whole] = pair[whole].to(torch.int8)
+    path = write({LAYERS[0]: tuple(pair)}, "peft")
+    with pytest.raises(CheckpointError, match="holds no product of matrices"):
+        read_lora(path)
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [

@@ -98,6 +98,8 @@ def test_error_sentences():
         check_frames(120)
     with pytest.raises(ValueError, match=r"length of 513 frames .*up to 509.*fit: 509\."):
         check_frames(513)
+    with pytest.raises(ValueError, match="0 frames does not fit"):
+        check_frames(0, Geometry(compression_thw=(1, 8, 8)))  # every number is 1 k + 1
     with pytest.raises(ValueError, match=r"height 500 must be a multiple of 16 .*496 and 512"):
         check_size(500, 768)
     with pytest.raises(ValueError, match=r"width 720 .* 128 .*tile 8.*640 and 768.*dense"):
