@@ -19,9 +19,9 @@ class GuidedModel:
     """A transformer with everything but x_t and t filled in."""
 
     transformer: CrossDiT
-    """The network."""
+    """The network that predicts the velocity."""
     positive: TextConditioning
-    """What to make."""
+    """Text that says what to make."""
     negative: TextConditioning | None = None
     """What to guide away from; not needed at scale 1."""
     scale: float = 1.0
@@ -31,7 +31,7 @@ class GuidedModel:
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Divisor of the rotary angles (t, h, w)."""
     attend: Attend = attend
-    """Attention backend."""
+    """Backend of every attention of the network."""
     cache: BlockCache | None = None
     """Decides at each call whether the visual blocks run; None always runs them."""
     nabla: Nabla | None = None

@@ -47,7 +47,7 @@ class Pipeline:
     tasks: tuple[Task, ...] = TASKS
     """What it can make; other tasks are refused."""
     attend: Attend = attend
-    """Attention backend."""
+    """Backend of every attention of the transformer."""
     loras: tuple[LoraMatch, ...] = ()
     """What was added to the transformer."""
 

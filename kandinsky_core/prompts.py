@@ -19,7 +19,7 @@ auto takes blocks where there is a line of `---`."""
 
 MOST_PROMPTS = 1000
 MOST_CHARACTERS = 10_000
-"""Of one prompt."""
+"""Longest prompt, in characters."""
 _ERRORS_SHOWN = 5
 _NAME_CHARACTERS = 40
 

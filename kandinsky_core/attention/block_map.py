@@ -23,7 +23,7 @@ class BlockMap:
     kept: Tensor = field(repr=False)
     """Boolean (B, N, Q, Q): query block (row) attends to key block (column)."""
     tile_thw: tuple[int, int, int]
-    """Tokens per block."""
+    """Tokens of one block per axis (t, h, w)."""
     grid_thw: tuple[int, int, int]
     """Blocks per axis; their product is Q."""
 

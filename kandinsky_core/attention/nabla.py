@@ -47,7 +47,7 @@ class Nabla:
     """P, the share of a row's coarse attention that the kept blocks cover, in [0, 1]; higher is
     denser, 1 keeps everything."""
     tile_thw: tuple[int, int, int] = (1, 8, 8)
-    """Tokens per block."""
+    """Tokens of one block per axis (t, h, w)."""
     sta_window_thw: tuple[int, int, int] | None = (11, 3, 3)
     """Sliding window in tiles, always kept; None keeps none."""
     min_blocks: int = 0
@@ -104,11 +104,11 @@ class NablaAttention:
     """The self-attention of one layer: `Attend` that makes the map itself."""
 
     nabla: Nabla
-    """What to keep."""
+    """The rule by which blocks are kept."""
     attend: Attend
-    """The backend."""
+    """The backend that computes attention over the kept blocks."""
     tiling: Tiling
-    """Of the tokens."""
+    """How the tokens (B, S, D) are divided into tiles."""
     window: Tensor | None
     """Boolean (Q, Q): blocks that are always kept."""
     layer: int

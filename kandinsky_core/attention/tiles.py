@@ -22,7 +22,7 @@ class Tiling(NamedTuple):
     """How a grid of tokens divides into tiles."""
 
     grid_thw: tuple[int, int, int]
-    """Tiles per axis."""
+    """Tiles per axis (t, h, w)."""
     tile_thw: tuple[int, int, int]
     """Tokens of one tile per axis."""
 

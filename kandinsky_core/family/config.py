@@ -127,8 +127,8 @@ class NanoTextConfig:
     dim: int = 128
     """Width of the tokens it returns; also the pooled width."""
     num_layers: int = 2
-    """Transformer layers."""
+    """Number of transformer layers."""
     num_heads: int = 4
-    """Attention heads."""
+    """Number of attention heads."""
     max_len: int = 64
     """Most words of a prompt that are read."""

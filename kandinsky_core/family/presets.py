@@ -37,7 +37,7 @@ class Preset(NamedTuple):
     """A kind of work."""
 
     release: Release
-    """Row of `RELEASES`."""
+    """The checkpoint, a row of `RELEASES`."""
     file_name: str | None
     """Of the released checkpoint, a file or a Diffusers folder; None for the bundled one."""
     size_class: SizeClass = "auto"
@@ -98,4 +98,4 @@ PRESETS: dict[str, Preset] = {
     "Pro SD distilled image to video 5 s": _pro_distilled("small", "i2v"),
     "Pro HD distilled image to video 5 s": _pro_distilled("large", "i2v"),
 }
-"""Name -> preset."""
+"""Name that a user reads -> preset."""

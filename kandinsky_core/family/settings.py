@@ -46,7 +46,7 @@ class SamplingSettings:
     sizes: tuple[Size, ...]
     """Sizes (height, width) it was trained at, in pixels; the first is the default."""
     num_frames: int = 1
-    """Default clip length."""
+    """Default clip length, pixel frames."""
     frame_choices: tuple[int, ...] = (1,)
     """Clip lengths it was trained at."""
     attention: Attention = "dense"
@@ -126,7 +126,7 @@ class Release(NamedTuple):
     """What tells checkpoints of one size apart; none of it is visible in the weights."""
 
     variant: str
-    """Row of `variants.py`."""
+    """Name of the network's size, a row of `variants.py`."""
     task: Task
     """What it is for."""
     seconds: int | None = None

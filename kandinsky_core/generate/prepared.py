@@ -34,7 +34,7 @@ class Prepared:
     noise: Tensor = field(repr=False)
     """What sampling starts from, (1, C, T, H, W) in model space, fp32."""
     positive: TextConditioning = field(repr=False)
-    """What to make."""
+    """Text that says what to make."""
     negative: TextConditioning | None = field(repr=False)
     """What to guide away from; None without guidance."""
     condition: VisualCondition = field(repr=False)

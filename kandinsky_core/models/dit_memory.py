@@ -18,7 +18,7 @@ from ..attention import Nabla, gathered_bytes, map_bytes
 from ..family.config import DiTConfig
 
 FP32 = 4
-"""Bytes."""
+"""Bytes of a float32 number."""
 COMPLEX = 8
 """Bytes of a complex64 number."""
 

@@ -107,11 +107,11 @@ class StepTraffic:
     """Bytes that one call moves between the device's memory and its processors."""
 
     weights: float
-    """Every parameter once."""
+    """Bytes of reading every parameter once."""
     activations: float
     """Input and result of every operation of the visual blocks, once."""
     maps: float
-    """Making NABLA's maps."""
+    """Bytes of making NABLA's maps."""
     gathers: float
     """Kept keys and values, once for every block of queries: what is moved where no two blocks of
     queries share a read. Caches save a part of it; dense kernels share nearly all."""

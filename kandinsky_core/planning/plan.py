@@ -34,7 +34,7 @@ from .text import TextSize
 
 GIB = 2**30
 FP32 = 4
-"""Bytes."""
+"""Bytes of a float32 number."""
 SAMPLER_TENSORS = 5
 """Latents in fp32 that a step holds: two states, two predictions, and the denoised guess."""
 
@@ -52,15 +52,15 @@ class Job:
     """What is to be made, with which weights."""
 
     config: DiTConfig
-    """The transformer."""
+    """Dimensions of the transformer."""
     vae: VideoVAEConfig | ImageVAEConfig
-    """The autoencoder."""
+    """Dimensions of the autoencoder."""
     text: TextSize
-    """The text encoders."""
+    """Size of the text encoders."""
     task: Task
     """From what to what."""
     latent_thw: tuple[int, int, int]
-    """Latent cells."""
+    """Latent cells per axis (t, h, w)."""
     batch: int = 1
     """Clips or images at once."""
     num_steps: int = 50
@@ -120,9 +120,9 @@ class Stage:
     """One stage of a job; all numbers are bytes."""
 
     name: str
-    """For a reader."""
+    """What the stage is called before a reader."""
     weights: int
-    """Of the model that works."""
+    """Weights of the model that works."""
     least_weights: int
     """Of these, what must be there at the same time where blocks are streamed."""
     tensors: int
@@ -134,7 +134,7 @@ class Stage:
     direction: Direction | None = None
     """Of the autoencoder."""
     tiling: Tiles | None = None
-    """The autoencoder's tiles."""
+    """Tiles that the autoencoder works in; None for other stages."""
 
     @property
     def work(self) -> int:

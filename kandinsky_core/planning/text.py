@@ -26,7 +26,7 @@ class TextSize:
     """The text encoders of a job; all but `tokens` are bytes."""
 
     weights: int
-    """Of all encoders."""
+    """Bytes of the weights of all encoders."""
     least_weights: int
     """Of the embedding, which is never divided, and one layer."""
     work: int

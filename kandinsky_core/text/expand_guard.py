@@ -38,7 +38,7 @@ class Review:
     """What is left of an answer, and why it cannot be used if so."""
 
     text: str
-    """One paragraph."""
+    """The answer as one paragraph."""
     problem: str | None
     """Completes "because ..."; None for an answer that can be used."""
     trimmed: bool

@@ -26,9 +26,9 @@ class Package(NamedTuple):
     module: str
     """Where to import it from."""
     function: str
-    """Its name."""
+    """Name of the function in that module."""
     project: str
-    """What to install."""
+    """Package to install, as its index spells it."""
     adapt: Callable[[Any, Attend], Attend]
     """Makes an `Attend` of it, and of one for what it cannot do."""
 

@@ -32,11 +32,11 @@ class LoraPair:
     """What a LoRA adds to one linear layer: scale * up @ down."""
 
     down: Tensor
-    """(R, I)."""
+    """First matrix of the product (R, I)."""
     up: Tensor
-    """(O, R)."""
+    """Second matrix of the product (O, R)."""
     scale: float
-    """Alpha over rank."""
+    """Factor of the product: alpha over rank."""
 
     @property
     def rank(self) -> int:
@@ -68,7 +68,7 @@ class Lora:
     alpha_source: str
     """Where the pairs' alpha comes from."""
     metadata: Mapping[str, str] = field(repr=False)
-    """The file's own."""
+    """Texts in the file's header."""
 
     @property
     def trigger(self) -> str:

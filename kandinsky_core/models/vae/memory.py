@@ -32,7 +32,7 @@ ATTENTION_COPIES = 8
 """Tensors of the middle grid's size alive in attention: its input, the normalised input, queries,
 keys, values, the frames' outputs, their sum through the last layer, and the result."""
 FP32 = 4
-"""Bytes."""
+"""Bytes of a float32 number."""
 
 
 class _Meter:

@@ -32,9 +32,9 @@ class Basis(NamedTuple):
     """New latents = matrix (latents - mean), channel by channel."""
 
     mean: Tensor
-    """(C,)."""
+    """Mean of each channel (C,)."""
     matrix: Tensor
-    """(C, C), invertible."""
+    """Change of basis among channels (C, C), invertible."""
 
 
 @torch.no_grad()

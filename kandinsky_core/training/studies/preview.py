@@ -31,9 +31,9 @@ class PreviewFit(NamedTuple):
     """picture = latents @ factors + bias, in [-1, 1]."""
 
     factors: Tensor
-    """(C, 3)."""
+    """Weight of each channel in red, green and blue (C, 3)."""
     bias: Tensor
-    """(3,)."""
+    """Red, green and blue of zero latents (3,)."""
     r2: float
     """Share of the pictures' variance that it explains."""
 

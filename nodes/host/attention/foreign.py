@@ -30,7 +30,7 @@ from .foreign_place import Place, divide, find_place
 PASS = "k5_nabla_pass"
 """Key of transformer_options: the `Pass` of this call of the network."""
 KEY = "k5_nabla"
-"""Of the wrapper."""
+"""Name under which the wrapper is kept on a MODEL."""
 
 
 def with_foreign_nabla(model: ModelPatcher, choice: AttentionChoice) -> ModelPatcher:
@@ -88,7 +88,7 @@ class Pass:
     """One call of the network."""
 
     owner: SparseOverride
-    """Who noted it."""
+    """The override that noted it."""
     place: Place | None = None
     """Where its visual tokens are; None if that cannot be told."""
     tiling: Tiling | None = None
