@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .cli.parser import build_parser
+from .cli.parser import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; errors a user can cause become one sentence and exit code 1."""
-    args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        parse(argv)()
     except (ValueError, ImportError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

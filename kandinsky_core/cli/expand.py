@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import import_extra
 from ..family.settings import TASKS
+from .job import Expansion
+from .options import add_expansion, read, read_expansion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,24 +25,24 @@ comes of it, the prompt is printed as it was, and why on the error output.
 """
 
 
-def add_expansion(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add how to write a prompt out; return the group."""
-    how = command.add_argument_group("prompt expansion")
-    how.add_argument(
-        "--keep-language",
-        action="store_true",
-        help="write in the language of the prompt (default: in English)",
-    )
-    how.add_argument(
-        "--max-tokens", type=int, default=256, help="most tokens to write (default: 256)"
-    )
-    how.add_argument(
-        "--temperature",
-        type=float,
-        default=0.7,
-        help="0 always takes the likeliest word, up to 2 is more varied (default: 0.7)",
-    )
-    return how
+@dataclass(frozen=True)
+class Expand:
+    """A prompt to write out."""
+
+    prompt: str
+    """What to make."""
+    text_encoder: Path
+    """Folder of the text encoders."""
+    task: Task
+    """What the prompt is for."""
+    image: Path | None
+    """Picture to start from or to edit."""
+    expansion: Expansion
+    """How to write."""
+    seed: int
+    """Of the draws."""
+    device: str
+    """Where the encoder runs."""
 
 
 def add_expand_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,30 +66,44 @@ def add_expand_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
     add_expansion(command)
     command.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     command.add_argument("--device", default="cpu", help='"cpu" (default), "cuda", "mps"...')
-    command.set_defaults(run=run_expand)
+    command.set_defaults(read=read_expand, run=run_expand)
 
 
-def run_expand(args: argparse.Namespace) -> None:
+def read_expand(args: argparse.Namespace) -> Expand:
+    """Read what a command line asks for."""
+    task = args.task or ("t2v" if args.image is None else "i2v")
+    return read(Expand, args, task=task, expansion=read_expansion(args, is_wanted=True))
+
+
+def run_expand(asked: Expand) -> None:
     """Print the prompt, written out."""
     from ..text import load_qwen_clip_folder
     from ..video import read_image
 
-    task: Task = args.task or ("t2v" if args.image is None else "i2v")
-    encoder = load_qwen_clip_folder(args.text_encoder, device=args.device)
-    image = None if args.image is None else read_image(args.image)
-    sys.stdout.write(expand_with(args, encoder, task, image) + "\n")
+    encoder = load_qwen_clip_folder(asked.text_encoder, device=asked.device)
+    image = None if asked.image is None else read_image(asked.image)
+    how = {"task": asked.task, "image": image, "seed": asked.seed}
+    sys.stdout.write(write_out(asked.prompt, encoder, asked.expansion, **how) + "\n")
 
 
-def expand_with(
-    args: argparse.Namespace, encoder: TextEncoder, task: Task, image: np.ndarray | None
+def write_out(
+    prompt: str,
+    encoder: TextEncoder,
+    expansion: Expansion,
+    *,
+    task: Task,
+    image: np.ndarray | None,
+    seed: int,
 ) -> str:
-    """Write the prompt of a command line out under a progress bar, and say what was done.
+    """Write a prompt out under a progress bar, and say what was done.
 
     Args:
-        args: The prompt, and how to write it out.
+        prompt: What to write out.
         encoder: What writes.
+        expansion: How.
         task: What the prompt is for.
         image: uint8 (H, W, 3) RGB that the text encoder looks at, if there is one.
+        seed: Of the draws.
 
     Returns:
         The prompt, written out.
@@ -94,18 +111,20 @@ def expand_with(
     from ..text import expand_prompt
     from ..video import to_pixels
 
-    pixels = None if image is None else to_pixels(image)[:, :, 0]
+    seen = None if image is None else to_pixels(image)[:, :, 0]
     tqdm = import_extra("tqdm", "video").tqdm
-    with tqdm(desc="writing", unit="token", total=args.max_tokens, delay=1e-3, leave=False) as bar:
+    with tqdm(
+        desc="writing", unit="token", total=expansion.max_tokens, delay=1e-3, leave=False
+    ) as bar:
         result = expand_prompt(
             encoder,
-            args.prompt,
+            prompt,
             task=task,
-            image=pixels,
-            language="as written" if args.keep_language else "English",
-            seed=args.seed,
-            max_tokens=args.max_tokens,
-            temperature=args.temperature,
+            image=seen,
+            language="as written" if expansion.keep_language else "English",
+            seed=seed,
+            max_tokens=expansion.max_tokens,
+            temperature=expansion.temperature,
             on_token=bar.update,
         )
     sys.stderr.write(f"note: {result.note}\n")

@@ -2,94 +2,73 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import import_extra
+from .job import Job
+from .output import suffix_of
 
 if TYPE_CHECKING:
     from ..checkpoint import CheckpointInfo
     from ..generate import Generated
-    from ..prompts import PromptEntry
+    from ..prompts import PromptEntry, Split
 
-_OPTION_OF = {"length": "frames"}
-"""Setting of a prompt -> option, where the names differ."""
-DECIDING = (
-    *("prompt", "negative_prompt", "task", "image", "seed"),
-    *("extend", "overlap", "last_frame"),
-    *("model", "vae", "text_encoder", "dtype", "lora", "no_lora_trigger"),
-    *("height", "width", "size_class", "frames", "steps", "cfg", "shift", "rope_scale"),
-    *("normalize", "unguided_last_step", "attention", "nabla_p", "attention_backend"),
-    *("magcache", "magcache_ratios", "expand", "keep_language", "max_tokens", "temperature"),
-)
-"""Options that decide what a job gives: if one differs, it is another job with another output."""
-NOT_DECIDING = ("prompts", "split", "output", "sheet", "device", "vae_memory")
-"""The others of `generate`. A list that was stopped goes on elsewhere and with less memory, at
-differences of rounding and of blended tiles."""
-
-_PARTS = ("vae", "text_encoder", "dtype")
-"""Options beside the settings that a result tells where they are given."""
-_SWITCHES = ("unguided_last_step", "no_lora_trigger")
-"""Likewise, where they are on."""
+_FIELD_OF = {"length": "num_frames", "steps": "num_steps", "cfg": "guidance_scale"}
+"""Setting of a prompt -> field of a request, where the names differ."""
+NOT_DECIDING = ("outputs", "place", "device")
+"""Fields of a job and of its parts that do not decide what it gives. A list that was stopped goes
+on elsewhere and with less memory, at differences of rounding and of blended tiles."""
 
 
-def list_jobs(args: argparse.Namespace, suffix: str) -> list[argparse.Namespace]:
-    """Return the options of every output that a command line asks for.
+def list_jobs(shared: Job, prompts: Path, split: Split) -> list[Job]:
+    """Return the jobs of a list of prompts.
 
     Args:
-        args: Of `generate`.
-        suffix: Of an output, ".mp4" or ".png".
+        shared: What they share; its output is the folder, by default "outputs".
+        prompts: File of the list.
+        split: What separates its prompts.
 
     Returns:
-        `args` itself for one prompt. For a list, a copy for each prompt, with its settings, an
-        `output` in the folder that `--output` names, and `where` it stands in the list. Equal
-        jobs have equal outputs, in this run and in later ones.
+        One for each prompt, with its settings, its output, and where it stands in the list.
+        Equal jobs have equal outputs, in this run and in later ones.
 
     Raises:
-        ValueError: Not one of prompt and list is given, or the list cannot be used.
+        ValueError: The list cannot be used.
     """
-    if (args.prompt is None) == (args.prompts is None):
-        raise ValueError(
-            "prompt: give one, or a list of them with --prompts FILE"
-            if args.prompt is None
-            else "--prompts is given beside a prompt: give one of the two"
-        )
-    if args.prompts is None:
-        return [args]
-    if args.sheet is not None:
-        raise ValueError(f"--sheet {args.sheet} is one file for many prompts: leave it out")
-    folder = args.output or Path("outputs")
-    if folder.is_file():
-        raise ValueError(f"--output {folder} is a file: with --prompts give a folder")
     from ..prompts import parse_prompts
 
-    entries = parse_prompts(_read(args.prompts), source=str(args.prompts), split=args.split)
-    return [_job(args, entry, folder, suffix) for entry in entries]
+    outputs = shared.outputs
+    if outputs.sheet is not None:
+        raise ValueError(f"--sheet {outputs.sheet} is one file for many prompts: leave it out")
+    folder = outputs.output or Path("outputs")
+    if folder.is_file():
+        raise ValueError(f"--output {folder} is a file: with --prompts give a folder")
+    entries = parse_prompts(_read(prompts), source=str(prompts), split=split)
+    return [_job(shared, entry, folder, f"{prompts}, line {entry.line}") for entry in entries]
 
 
-def unfinished(jobs: list[argparse.Namespace]) -> list[argparse.Namespace]:
+def unfinished(jobs: list[Job]) -> list[Job]:
     """List the jobs whose outputs are not there; say how many are, and make their folder.
 
     Args:
-        jobs: From `list_jobs`; a single job replaces its output and always stays.
+        jobs: From `list_jobs`.
 
     Returns:
         Those to do, each output once.
     """
-    if jobs[0].prompts is None:
-        return jobs
-    folder = jobs[0].output.parent
+    folder = _output_of(jobs[0]).parent
     folder.mkdir(parents=True, exist_ok=True)
-    left: dict[Path, argparse.Namespace] = {}
+    left: dict[Path, Job] = {}
     for job in jobs:
-        if not job.output.exists():
-            left.setdefault(job.output, job)
+        if not _output_of(job).exists():
+            left.setdefault(_output_of(job), job)
     if len(left) < len(jobs):
         done = len(jobs) - len(left)
         sys.stderr.write(f"{done} of {len(jobs)} exist in {folder} or repeat another: skipped\n")
@@ -97,23 +76,23 @@ def unfinished(jobs: list[argparse.Namespace]) -> list[argparse.Namespace]:
 
 
 @contextmanager
-def naming(job: argparse.Namespace) -> Iterator[None]:
+def naming(job: Job) -> Iterator[None]:
     """Say where in a list a job stands, in errors that its user can cause."""
     try:
         yield
     except ValueError as error:
-        if job.prompts is None:
+        if not job.place:
             raise
-        raise ValueError(f"{job.where}: {error}") from error
+        raise ValueError(f"{job.place}: {error}") from error
 
 
 def result_metadata(
-    args: argparse.Namespace, prompt: str, result: Generated, *, task: str, sha256: str
+    job: Job, prompt: str, result: Generated, *, task: str, sha256: str
 ) -> dict[str, str]:
     """Return the texts that a result carries, enough to make it again.
 
     Args:
-        args: Options of the job.
+        job: What was asked for.
         prompt: What was encoded: the job's own, or what expansion made of it.
         result: What was made.
         task: What was made from what.
@@ -122,14 +101,14 @@ def result_metadata(
     Returns:
         Keyword -> text.
     """
-    settings, shape = result.settings, result.shape
+    settings, shape, request, model = result.settings, result.shape, job.request, job.model
     texts = {
         "prompt": prompt,
         "negative_prompt": settings.negative_prompt,
-        "model": str(args.model),
+        "model": model.model,
         "model_sha256": sha256,
         "task": task,
-        "seed": str(args.seed),
+        "seed": str(request.seed),
         "steps": str(settings.num_steps),
         "cfg": f"{settings.guidance_scale:g}",
         "shift": f"{settings.shift:g}",
@@ -140,24 +119,24 @@ def result_metadata(
         "frames": str(shape.num_frames),
         "fps": f"{settings.fps:g}",
     }
-    if settings.attention == "nabla":
-        texts["nabla_p"] = f"{settings.nabla_p:g}"
-    for name in ("image", "extend", "last_frame"):
-        if getattr(args, name) is not None:
-            texts[name] = getattr(args, name).name
-    if args.extend is not None:
-        texts["overlap"] = str(1 if args.overlap is None else args.overlap)
-    if prompt != args.prompt:
-        texts["original_prompt"] = args.prompt
-    if args.lora:
-        texts["lora"] = ", ".join(args.lora)
-    texts |= {name: str(getattr(args, name)) for name in _PARTS if getattr(args, name) is not None}
-    texts |= {name: "yes" for name in _SWITCHES if getattr(args, name)}
-    if args.attention_backend != "auto":
-        texts["attention_backend"] = args.attention_backend
-    if not args.normalize:
-        texts["normalize"] = "no"
-    return texts
+    loras = (f"{file}" + f":{strength:g}" * (strength != 1) for file, strength in model.loras)
+    given = {
+        "nabla_p": f"{settings.nabla_p:g}" if settings.attention == "nabla" else None,
+        "image": job.given.image and job.given.image.name,
+        "extend": job.given.extend and job.given.extend.name,
+        "overlap": request.overlap if job.given.extend else None,
+        "last_frame": job.given.last_frame and job.given.last_frame.name,
+        "original_prompt": request.prompt if request.prompt != prompt else None,
+        "lora": ", ".join(loras) or None,
+        "vae": model.vae,
+        "text_encoder": model.text_encoder,
+        "dtype": model.dtype,
+        "unguided_last_step": "yes" if request.unguided_last_step else None,
+        "no_lora_trigger": None if request.use_triggers else "yes",
+        "attention_backend": None if model.attention_backend == "auto" else model.attention_backend,
+        "normalize": None if request.normalize else "no",
+    }
+    return texts | {name: str(value) for name, value in given.items() if value is not None}
 
 
 def checksum(info: CheckpointInfo) -> str:
@@ -184,16 +163,32 @@ def checksum(info: CheckpointInfo) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _job(
-    args: argparse.Namespace, entry: PromptEntry, folder: Path, suffix: str
-) -> argparse.Namespace:
-    own = {_OPTION_OF.get(name, name): value for name, value in entry.settings.items()}
-    job = argparse.Namespace(**{**vars(args), **own, "prompt": entry.prompt})
-    facts = {name: str(getattr(job, name)) for name in DECIDING}
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    job.output = folder / f"{entry.short_name}_seed{job.seed}_{digest[:8]}{suffix}"
-    job.where = f"{args.prompts}, line {entry.line}"
-    return job
+def _job(shared: Job, entry: PromptEntry, folder: Path, place: str) -> Job:
+    own = {_FIELD_OF.get(name, name): value for name, value in entry.settings.items()}
+    request = replace(shared.request, prompt=entry.prompt, **own)
+    job = replace(shared, request=request, place=place)
+    digest = hashlib.sha256(json.dumps(_deciding(job), sort_keys=True).encode()).hexdigest()
+    suffix = suffix_of(request.task)
+    output = folder / f"{entry.short_name}_seed{request.seed}_{digest[:8]}{suffix}"
+    return replace(job, outputs=replace(shared.outputs, output=output))
+
+
+def _deciding(part: Any) -> dict[str, Any]:
+    """Return what decides a job's result, less what is as it is by default.
+
+    Later options, which older lists do not use, so leave the names of their outputs alone.
+    """
+    facts: dict[str, Any] = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if field.name not in NOT_DECIDING and value != field.default:
+            facts[field.name] = _deciding(value) if is_dataclass(value) else str(value)
+    return facts
+
+
+def _output_of(job: Job) -> Path:
+    assert job.outputs.output is not None, "list_jobs gives each job one"
+    return job.outputs.output
 
 
 def _read(path: Path) -> str:

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..checkpoint import Lora
 
+from .options import reader
+
 STYLES = ("comfyui", "diffusers", "peft")
+
+
+@dataclass(frozen=True)
+class ShowLora:
+    """A LoRA to describe."""
+
+    path: Path
+    """A file, or PEFT's folder."""
+
+
+@dataclass(frozen=True)
+class ConvertLora:
+    """A LoRA to write anew."""
+
+    path: Path
+    """A file, or PEFT's folder."""
+    output: Path
+    """File to write."""
+    style: str
+    """One of `STYLES`."""
 
 
 def add_lora_commands(commands: Any) -> None:
@@ -21,7 +43,7 @@ def add_lora_commands(commands: Any) -> None:
 
     show = verbs.add_parser("show", help="say what a LoRA is and which models it fits")
     show.add_argument("path", type=Path, help="a .safetensors file, or PEFT's folder")
-    show.set_defaults(run=run_show)
+    show.set_defaults(read=reader(ShowLora), run=run_show)
 
     convert = verbs.add_parser(
         "convert",
@@ -32,28 +54,28 @@ def add_lora_commands(commands: Any) -> None:
     convert.add_argument("path", type=Path, help="a .safetensors file, or PEFT's folder")
     convert.add_argument("output", type=Path, help="the .safetensors file to write")
     convert.add_argument("--style", choices=STYLES, required=True)
-    convert.set_defaults(run=run_convert)
+    convert.set_defaults(read=reader(ConvertLora), run=run_convert)
 
 
-def run_show(args: argparse.Namespace) -> None:
+def run_show(asked: ShowLora) -> None:
     """Print what a LoRA is."""
     from ..checkpoint import read_lora
 
-    sys.stdout.write(describe(read_lora(args.path)) + "\n")
+    sys.stdout.write(describe(read_lora(asked.path)) + "\n")
 
 
-def run_convert(args: argparse.Namespace) -> None:
+def run_convert(asked: ConvertLora) -> None:
     """Write a LoRA in another style."""
     from ..checkpoint import name_layers, read_lora, save_lora
 
-    if args.output.suffix != ".safetensors":
-        raise ValueError(f"{args.output} cannot hold a LoRA: give a .safetensors file")
-    match = name_layers(read_lora(args.path))
+    if asked.output.suffix != ".safetensors":
+        raise ValueError(f"{asked.output} cannot hold a LoRA: give a .safetensors file")
+    match = name_layers(read_lora(asked.path))
     if match.note:
         sys.stderr.write(f"note: {match.note}\n")
     trigger, metadata = match.lora.trigger, match.lora.metadata
-    save_lora(args.output, match.pairs, args.style, trigger=trigger, metadata=metadata)
-    sys.stdout.write(f"{args.output}\n")
+    save_lora(asked.output, match.pairs, asked.style, trigger=trigger, metadata=metadata)
+    sys.stdout.write(f"{asked.output}\n")
 
 
 def describe(lora: Lora) -> str:

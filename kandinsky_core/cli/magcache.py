@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import import_extra
-from .options import add_attention, add_model, add_prompt, add_sampling
+from .job import Given, Job
+from .options import (
+    add_attention,
+    add_model,
+    add_prompt,
+    add_sampling,
+    read,
+    read_model,
+    read_request,
+)
 from .output import note, sample_with_progress, say
-from .request import choose_task, load_parts, make_request, read_given
+from .request import load_parts, read_shown, with_shown, with_task
 
 if TYPE_CHECKING:
     from ..caching import MagCache, MagRatios
     from ..checkpoint import CheckpointInfo
     from ..family.settings import SamplingSettings, Task
-    from ..generate import GenerateRequest
 
 CALIBRATE = """\
 Measure how much each step of a checkpoint resembles the one before it, which MagCache needs where
 no such ratios were published. One run in full measures them for any prompt and number of steps.
 """
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """A run to measure."""
+
+    job: Job
+    """The run."""
+    output: Path
+    """Where its ratios go."""
 
 
 def add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,64 +59,66 @@ def add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     add_model(measure)
     add_sampling(measure)
     add_attention(measure)
-    measure.set_defaults(run=run_calibrate)
+    measure.set_defaults(read=read_calibrate, run=run_calibrate)
 
 
-def run_calibrate(args: argparse.Namespace) -> None:
+def read_calibrate(args: argparse.Namespace) -> Calibrate:
+    """Read what a command line asks for.
+
+    Raises:
+        ValueError: A number is out of its range, or the run would not show all ratios.
+    """
+    if args.unguided_last_step:
+        raise ValueError(
+            "--unguided-last-step leaves a step of the negative prompt unmeasured: calibrate "
+            "without it; the ratios serve runs with it too"
+        )
+    return Calibrate(Job(read_request(args), read_model(args), read(Given, args)), args.output)
+
+
+def run_calibrate(asked: Calibrate) -> None:
     """Sample once in full and write the ratios between its steps."""
     from ..caching import Calibration, describe_release, save_ratios
     from ..files import check_writable
     from ..generate import prepare, settle
     from ..pipeline import identify_model
 
-    if args.unguided_last_step:
-        raise ValueError(
-            "--unguided-last-step leaves a step of the negative prompt unmeasured: calibrate "
-            "without it; the ratios serve runs with it too"
-        )
-    info = identify_model(args.model)
-    task = choose_task(args, info)
-    if args.output.suffix.lower() != ".json":
-        raise ValueError(f"--output {args.output} cannot hold ratios: give a .json file")
-    check_writable(args.output)
+    info = identify_model(asked.job.model.model)
+    job, output = with_task(asked.job, info), asked.output
+    if output.suffix.lower() != ".json":
+        raise ValueError(f"--output {output} cannot hold ratios: give a .json file")
+    check_writable(output)
     import_extra("tqdm", "video")
-    calibration, request = Calibration(), make_request(args, task, read_given(args))
-    pipeline = load_parts(args, info)
+    calibration, request = Calibration(), with_shown(job, read_shown(job.given)).request
+    pipeline = load_parts(job.model, info)
     prepared = prepare(pipeline, request, settle(pipeline, request))
     result = sample_with_progress(pipeline, prepared, calibration)
     assert info.release is not None, "identify_model finds transformers only"
     release = describe_release(info.release)
     measured_on = {
         "release": release,
-        "model": str(args.model),
-        "task": task,
+        "model": job.model.model,
+        "task": request.task,
         "size": list(result.shape.size),
         "frames": result.shape.num_frames,
         "steps": result.settings.num_steps,
         "cfg": result.settings.guidance_scale,
         "shift": result.settings.shift,
         "attention": result.settings.attention,
-        "prompt": args.prompt,
-        "seed": args.seed,
+        "prompt": request.prompt,
+        "seed": request.seed,
     }
-    save_ratios(args.output, calibration.ratios(release), measured_on)
-    say(str(args.output))
-    sys.stderr.write(f"use them with: generate --magcache --magcache-ratios {args.output}\n")
+    save_ratios(output, calibration.ratios(release), measured_on)
+    say(str(output))
+    sys.stderr.write(f"use them with: generate --magcache --magcache-ratios {output}\n")
 
 
-def make_magcaches(
-    jobs: Sequence[argparse.Namespace],
-    requests: Iterable[GenerateRequest],
-    info: CheckpointInfo,
-    task: Task,
-) -> list[MagCache | None]:
+def make_magcaches(jobs: Sequence[Job], info: CheckpointInfo) -> list[MagCache | None]:
     """Return the MagCache that each job asks for, with a note where its ratios may not fit.
 
     Args:
-        jobs: Options of `generate`.
-        requests: What each is to make.
+        jobs: With their tasks and what is given.
         info: The model.
-        task: What is made from what.
 
     Returns:
         One per job, or None; the same note is made once.
@@ -105,26 +126,25 @@ def make_magcaches(
     Raises:
         ValueError: There are no ratios, or a number is out of its range.
     """
-    made = [_make_magcache(*each, info, task) for each in zip(jobs, requests, strict=True)]
+    made = [_make_magcache(job, info) for job in jobs]
     for text in dict.fromkeys(text for _, text in made):
         note(text)
     return [cache for cache, _ in made]
 
 
-def _make_magcache(
-    args: argparse.Namespace, request: GenerateRequest, info: CheckpointInfo, task: Task
-) -> tuple[MagCache | None, str]:
+def _make_magcache(job: Job, info: CheckpointInfo) -> tuple[MagCache | None, str]:
     from ..caching import MagCache
     from ..family.typed import row_of_class
 
-    if args.magcache is None and args.magcache_ratios is None:
+    caching, request = job.caching, job.request
+    if not caching.is_wanted:
         return None, ""
     assert info.settings is not None, "identify_model finds transformers only"
-    height, width = request.asked_size
-    row = row_of_class(info.settings, request.size_class, height, width)
-    ratios, text = _find(args.magcache_ratios, info, task, row)
-    if isinstance(args.magcache, float):
-        return MagCache(ratios, threshold=args.magcache), text
+    assert request.task is not None, "with_task comes first"
+    row = row_of_class(info.settings, request.size_class, *request.asked_size)
+    ratios, text = _find(caching.ratios, info, request.task, row)
+    if caching.threshold is not None:
+        return MagCache(ratios, threshold=caching.threshold), text
     return MagCache(ratios), text
 
 

@@ -1,12 +1,25 @@
-"""Options that several commands of `__main__.py` share, group by group."""
+"""Options that several commands share, group by group, and what each group asks for.
+
+Namespaces of argparse end in the `read_...` functions here and in the commands' files.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..family.settings import TASKS
+from .job import Caching, Expansion, Given, Job, ModelParts, Outputs
+
+if TYPE_CHECKING:
+    from ..generate import GenerateRequest
+
+GIB = 2**30
+_Value = TypeVar("_Value")
 
 
 def add_prompt(command: argparse.ArgumentParser, *, or_list: bool = False) -> None:
@@ -76,6 +89,7 @@ def add_model(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     parts.add_argument("--device", default="cpu", help='"cpu" (default), "cuda", "mps"...')
     parts.add_argument(
         "--lora",
+        dest="loras",
         action="append",
         default=[],
         metavar="FILE[:STRENGTH]",
@@ -83,7 +97,8 @@ def add_model(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     parts.add_argument(
         "--no-lora-trigger",
-        action="store_true",
+        dest="use_triggers",
+        action="store_false",
         help="do not put the LoRAs' trigger texts before the prompt",
     )
     return parts
@@ -102,9 +117,17 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
         help="sizes that a checkpoint was trained at, with their settings: small is 512 (nano "
         "128), large 1024 on Pro (nano 256) (default: by height and width; small without them)",
     )
-    how.add_argument("--frames", type=int, help="clip length, 4k + 1")
-    how.add_argument("--steps", type=int, help="sampling steps")
-    how.add_argument("--cfg", type=float, help="guidance scale; 1 turns it off")
+    how.add_argument(
+        "--frames", dest="num_frames", type=int, metavar="FRAMES", help="clip length, 4k + 1"
+    )
+    how.add_argument("--steps", dest="num_steps", type=int, metavar="STEPS", help="sampling steps")
+    how.add_argument(
+        "--cfg",
+        dest="guidance_scale",
+        type=float,
+        metavar="CFG",
+        help="guidance scale; 1 turns it off",
+    )
     how.add_argument("--shift", type=float, help="warp of the times towards noise")
     how.add_argument(
         "--rope-scale",
@@ -172,12 +195,112 @@ def add_speed(command: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_lora(value: str) -> tuple[Path, float]:
-    """Take `FILE[:STRENGTH]` apart.
+def add_expansion(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add how to write a prompt out; return the group."""
+    how = command.add_argument_group("prompt expansion")
+    how.add_argument(
+        "--keep-language",
+        action="store_true",
+        help="write in the language of the prompt (default: in English)",
+    )
+    how.add_argument(
+        "--max-tokens", type=int, default=256, help="most tokens to write (default: 256)"
+    )
+    how.add_argument(
+        "--temperature",
+        type=float,
+        default=0.7,
+        help="0 always takes the likeliest word, up to 2 is more varied (default: 0.7)",
+    )
+    return how
+
+
+def reader(kind: type[_Value]) -> Callable[[argparse.Namespace], _Value]:
+    """Make a function that makes a dataclass of the options that are called as its fields are."""
+    return lambda args: read(kind, args)
+
+
+def read(kind: type[_Value], args: argparse.Namespace, **given: Any) -> _Value:
+    """Make a dataclass of the options that are called as its fields are.
+
+    Args:
+        kind: Of the dataclass; fields without an option keep their defaults.
+        args: The options.
+        **given: Fields whose values are others than the options'.
+    """
+    names = {field.name for field in fields(kind)}  # pyright: ignore[reportArgumentType]
+    return kind(**{name: value for name, value in vars(args).items() if name in names} | given)
+
+
+def read_request(args: argparse.Namespace) -> GenerateRequest:
+    """Read what to make; what is given is still a path, and the prompt may come from a list.
 
     Raises:
-        ValueError: The strength is not a finite number.
+        ValueError: There is an overlap without a video.
     """
+    from ..generate import GenerateRequest
+
+    if args.overlap is not None and args.extend is None:
+        raise ValueError(
+            f"--overlap {args.overlap} is of the video to go on from: give it with --extend"
+        )
+    return read(
+        GenerateRequest,
+        args,
+        prompt=args.prompt or "",
+        image=None,
+        last_frame=None,
+        overlap=1 if args.overlap is None else args.overlap,
+        rope_scale=tuple(args.rope_scale) if args.rope_scale else None,
+        attention=None if args.attention == "auto" else args.attention,
+    )
+
+
+def read_model(args: argparse.Namespace) -> ModelParts:
+    """Read which weights, and what computes with them."""
+    return read(ModelParts, args, loras=tuple(_lora(each) for each in args.loras))
+
+
+def read_expansion(args: argparse.Namespace, *, is_wanted: bool) -> Expansion:
+    """Read how to write a prompt out."""
+    return read(Expansion, args, is_wanted=is_wanted)
+
+
+def read_job(args: argparse.Namespace) -> Job:
+    """Read a job of `generate`.
+
+    Raises:
+        ValueError: A number is out of its range, or there is an overlap without a video.
+    """
+    outputs = read(Outputs, args, vae_memory=read_gib("--vae-memory", args.vae_memory))
+    threshold = args.magcache if isinstance(args.magcache, float) else None
+    return Job(
+        read_request(args),
+        read_model(args),
+        read(Given, args),
+        outputs,
+        read_expansion(args, is_wanted=args.expand),
+        Caching(
+            args.magcache is not None or args.magcache_ratios is not None,
+            threshold,
+            args.magcache_ratios,
+        ),
+    )
+
+
+def read_gib(option: str, gib: float | None) -> int | None:
+    """Return the bytes of an option in GiB.
+
+    Raises:
+        ValueError: It is not above 0.
+    """
+    if gib is not None and not gib > 0:
+        raise ValueError(f"{option} is {gib}: give GiB, more than 0")
+    return None if gib is None else int(gib * GIB)
+
+
+def _lora(value: str) -> tuple[Path, float]:
+    """Take `FILE[:STRENGTH]` apart."""
     file, colon, last = value.rpartition(":")
     try:
         strength = float(last)

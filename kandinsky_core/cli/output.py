@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import import_extra
+from .job import Job, Outputs
 
 if TYPE_CHECKING:
     from ..caching import BlockCache
@@ -26,12 +28,14 @@ def suffix_of(task: Task) -> str:
     return ".png" if task in STILL_TASKS else ".mp4"
 
 
-def check_outputs(output: Path | None, sheet: Path | None, task: Task) -> Path:
-    """Refuse outputs that could not be written; return where the result goes."""
+def check_outputs(job: Job) -> Job:
+    """Refuse outputs that could not be written; return the job with the name of its result."""
     from ..files import check_writable
 
-    suffix = suffix_of(task)
-    output = output or Path(f"output{suffix}")
+    task = job.request.task
+    assert task is not None, "with_task comes first"
+    suffix, sheet = suffix_of(task), job.outputs.sheet
+    output = job.outputs.output or Path(f"output{suffix}")
     if output.suffix.lower() != suffix:
         raise ValueError(
             f"--output {output} cannot hold the result of {task}: give a {suffix} file"
@@ -45,7 +49,7 @@ def check_outputs(output: Path | None, sheet: Path | None, task: Task) -> Path:
     import_extra("tqdm", "video")
     if suffix == ".mp4":
         import_extra("av", "video")
-    return output
+    return replace(job, outputs=replace(job.outputs, output=output))
 
 
 def sample_with_progress(
@@ -66,27 +70,22 @@ def sample_with_progress(
 
 
 def write_result(
-    result: Generated,
-    before: np.ndarray | None,
-    output: Path,
-    sheet: Path | None,
-    metadata: dict[str, str],
-    memory_budget: int | None,
+    result: Generated, before: np.ndarray | None, outputs: Outputs, metadata: dict[str, str]
 ) -> None:
     """Decode under a progress bar and write what was made, as it comes.
 
     Args:
         result: What was made.
         before: Frames to put before it, uint8 (F, H, W, 3).
-        output: .mp4 or .png.
-        sheet: .png of frames of all, or None.
+        outputs: Where it goes, and how much memory the VAE may take.
         metadata: Texts for the files.
-        memory_budget: Bytes that the VAE may take; None takes the default.
     """
     from ..video import write_contact_sheet, write_image, write_video
 
+    output, sheet = outputs.output, outputs.sheet
+    assert output is not None, "check_outputs comes first"
     frames: Iterable[np.ndarray] = import_extra("tqdm", "video").tqdm(
-        result.frames(memory_budget=memory_budget),
+        result.frames(memory_budget=outputs.vae_memory),
         desc="decoding",
         total=result.shape.num_frames,
         unit="frame",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..family.settings import TASKS
+from .options import read, read_gib
 
 if TYPE_CHECKING:
     from ..family.shapes import Size
+    from ..planning.jobs import Request
 
 DTYPES = {
     "fp32": "float32",
@@ -20,6 +23,26 @@ DTYPES = {
     "fp8": "float8_e4m3fn",
 }
 """Choice -> torch's name."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job to plan."""
+
+    request: Request
+    """The job."""
+    memory: int | None
+    """Bytes that are free on the device; None leaves the verdict out."""
+    main_memory: int | None
+    """Bytes that are free of main memory."""
+
+
+@dataclass(frozen=True)
+class FamilyPage:
+    """The page about the whole family."""
+
+    report: Path | None
+    """File to write; None prints it."""
 
 
 def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,9 +65,27 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="sizes that a checkpoint was trained at: small is 512 (nano 128), large 1024 on Pro "
         "(nano 256) (default: by --size; small without it)",
     )
-    command.add_argument("--frames", type=int, help="clip length, 4k + 1; 1 for images")
-    command.add_argument("--steps", type=int, help="sampling steps; they cost time alone")
-    command.add_argument("--cfg", type=float, help="guidance scale; at 1 no negative prompt is run")
+    command.add_argument(
+        "--frames",
+        dest="num_frames",
+        type=int,
+        metavar="FRAMES",
+        help="clip length, 4k + 1; 1 for images",
+    )
+    command.add_argument(
+        "--steps",
+        dest="num_steps",
+        type=int,
+        metavar="STEPS",
+        help="sampling steps; they cost time alone",
+    )
+    command.add_argument(
+        "--cfg",
+        dest="guidance_scale",
+        type=float,
+        metavar="CFG",
+        help="guidance scale; at 1 no negative prompt is run",
+    )
     command.add_argument(
         "--guidance",
         action=argparse.BooleanOptionalAction,
@@ -54,7 +95,9 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     weights.add_argument("--dtype", choices=DTYPES, help="of the transformer")
     weights.add_argument(
         "--bits",
+        dest="bits_per_weight",
         type=float,
+        metavar="BITS",
         help="of a weight of transformer and Qwen where GGUF files pack them, e.g. 4.5 for Q4_K",
     )
     weights.add_argument("--text-dtype", choices=DTYPES, default="bf16", help="default: bf16")
@@ -73,7 +116,10 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--density", type=float, help="share of blocks that NABLA keeps (default: 0.4)"
     )
     command.add_argument(
-        "--magcache", action="store_true", help="keep what MagCache needs of each prompt"
+        "--magcache",
+        dest="cached",
+        action="store_true",
+        help="keep what MagCache needs of each prompt",
     )
     command.add_argument("--memory", type=float, metavar="GIB", help="what is free on the device")
     command.add_argument(
@@ -86,61 +132,56 @@ def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--all", action="store_true", help="the whole family on cards of 8 to 80 GB, as Markdown"
     )
     command.add_argument("--report", type=Path, help="with --all: write the page here")
-    command.set_defaults(run=run_plan)
+    command.set_defaults(read=read_plan, run=run_plan)
 
 
-def run_plan(args: argparse.Namespace) -> None:
-    """Print the plan, or write the page about the family."""
+def read_plan(args: argparse.Namespace) -> Plan | FamilyPage:
+    """Read what a command line asks for.
+
+    Raises:
+        ValueError: Options do not go together, or a number is out of its range.
+    """
     import torch
 
-    from ..files import write_text
-    from ..planning.jobs import Request, make_job, smaller_sizes
-    from ..planning.report import describe, markdown
+    from ..planning.jobs import Request
 
     if args.report is not None and not args.all:
         raise ValueError("--report is the page about the whole family: give --all with it")
     if args.all:
-        if args.report is None:
-            sys.stdout.write(markdown())
-            return
-        write_text(args.report, markdown())
-        sys.stdout.write(f"{args.report}\n")
-        return
-    memory, main = _bytes("--memory", args.memory), _bytes("--main-memory", args.main_memory)
-    if main is not None and memory is None:
+        return FamilyPage(args.report)
+    memory = read_gib("--memory", args.memory)
+    main_memory = read_gib("--main-memory", args.main_memory)
+    if main_memory is not None and memory is None:
         raise ValueError("--main-memory depends on the device: give --memory with it")
     dtypes = {name: getattr(torch, of_torch) for name, of_torch in DTYPES.items()}
     height, width = args.size or (None, None)
-    job, settings = make_job(
-        Request(
-            args.model,
-            task=args.task,
-            size_class=args.size_class,
-            height=height,
-            width=width,
-            num_frames=args.frames,
-            num_steps=args.steps,
-            guidance_scale=args.cfg,
-            attention=args.attention,
-            nabla_p=args.nabla_p,
-            guidance=args.guidance,
-            dtype=dtypes.get(args.dtype),
-            text_dtype=dtypes[args.text_dtype],
-            vae_dtype=dtypes[args.vae_dtype],
-            density=args.density,
-            cached=args.magcache,
-            bits_per_weight=args.bits,
-        )
+    request = read(
+        Request,
+        args,
+        height=height,
+        width=width,
+        dtype=dtypes.get(args.dtype),
+        text_dtype=dtypes[args.text_dtype],
+        vae_dtype=dtypes[args.vae_dtype],
     )
-    sys.stdout.write(describe(job, memory, smaller_sizes(job, settings), main) + "\n")
+    return Plan(request, memory, main_memory)
 
 
-def _bytes(option: str, gib: float | None) -> int | None:
-    from ..planning.plan import GIB
+def run_plan(asked: Plan | FamilyPage) -> None:
+    """Print the plan, or write the page about the family."""
+    from ..files import write_text
+    from ..planning.jobs import make_job, smaller_sizes
+    from ..planning.report import describe, markdown
 
-    if gib is not None and not gib > 0:
-        raise ValueError(f"{option} is {gib}: give GiB, more than 0")
-    return None if gib is None else int(gib * GIB)
+    if isinstance(asked, Plan):
+        job, settings = make_job(asked.request)
+        sizes = smaller_sizes(job, settings)
+        sys.stdout.write(describe(job, asked.memory, sizes, asked.main_memory) + "\n")
+    elif asked.report is None:
+        sys.stdout.write(markdown())
+    else:
+        write_text(asked.report, markdown())
+        sys.stdout.write(f"{asked.report}\n")
 
 
 def _size(text: str) -> Size:

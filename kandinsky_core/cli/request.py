@@ -1,25 +1,22 @@
-"""What the options of a command ask for: a task, an image, a request and the parts of a model."""
+"""What the commands that make something share: a task, what is given, the parts of a model."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .options import parse_lora
+from .job import Given, Job, ModelParts
 
 if TYPE_CHECKING:
     from ..checkpoint import CheckpointInfo
-    from ..family.settings import Task
-    from ..generate import GenerateRequest
     from ..pipeline import Pipeline
     from ..video import Clip
 
 
-class Given(NamedTuple):
-    """What a command line shows the model."""
+class Shown(NamedTuple):
+    """What the model is shown."""
 
     image: np.ndarray | None
     """uint8 (H, W, 3) RGB to start from or to edit."""
@@ -34,81 +31,56 @@ class Given(NamedTuple):
         return self.image if self.clip is None else self.clip.frames[-1]
 
 
-def choose_task(args: argparse.Namespace, info: CheckpointInfo) -> Task:
-    """Return the task that was asked for, else the model's first for what was given.
+def with_task(job: Job, info: CheckpointInfo) -> Job:
+    """Return the job with the task that was asked for, else the model's first for what is given.
 
     Raises:
         ValueError: The model was not trained for it.
     """
     from ..family.tasks import check_task, default_task
 
-    given = (args.image, args.extend, args.last_frame)
-    default = default_task(info.tasks, with_image=any(path is not None for path in given))
-    if args.extend is not None or args.last_frame is not None:
+    given = job.given
+    default = default_task(info.tasks, with_image=given != Given())
+    if given.extend is not None or given.last_frame is not None:
         default = "i2v"
-    task = args.task or default
+    task = job.request.task or default
     check_task(task, info.tasks)
-    return task
+    return replace(job, request=replace(job.request, task=task))
 
 
-def read_given(args: argparse.Namespace) -> Given:
-    """Read the images and the video that were given.
+def read_shown(given: Given) -> Shown:
+    """Read the images and the video that are given.
 
     Raises:
-        ValueError: One cannot be read, or there is an overlap without a video.
+        ValueError: One cannot be read.
     """
     from ..video import read_image, read_video
 
-    if args.overlap is not None and args.extend is None:
-        raise ValueError(
-            f"--overlap {args.overlap} is of the video to go on from: give it with --extend"
-        )
     image, last_frame = (
-        None if path is None else read_image(path) for path in (args.image, args.last_frame)
+        None if path is None else read_image(path) for path in (given.image, given.last_frame)
     )
-    return Given(image, None if args.extend is None else read_video(args.extend), last_frame)
+    return Shown(image, None if given.extend is None else read_video(given.extend), last_frame)
 
 
-def make_request(args: argparse.Namespace, task: Task, given: Given) -> GenerateRequest:
-    """Return what to make.
+def with_shown(job: Job, shown: Shown) -> Job:
+    """Return the job with what was read.
 
     Raises:
         ValueError: What is given does not go together.
     """
-    from ..generate import GenerateRequest, check_given
+    from ..generate import check_given
 
-    request = GenerateRequest(
-        prompt=args.prompt,
-        task=task,
-        negative_prompt=args.negative_prompt,
-        image=given.image,
-        height=args.height,
-        width=args.width,
-        size_class=args.size_class,
-        num_frames=args.frames,
-        num_steps=args.steps,
-        guidance_scale=args.cfg,
-        shift=args.shift,
-        rope_scale=tuple(args.rope_scale) if args.rope_scale else None,
-        attention=None if args.attention == "auto" else args.attention,
-        nabla_p=args.nabla_p,
-        seed=args.seed,
-        use_triggers=not args.no_lora_trigger,
-        normalize=args.normalize,
-        unguided_last_step=args.unguided_last_step,
-        clip=None if given.clip is None else given.clip.frames,
-        overlap=1 if args.overlap is None else args.overlap,
-        last_frame=given.last_frame,
-    )
+    clip = None if shown.clip is None else shown.clip.frames
+    request = replace(job.request, image=shown.image, clip=clip, last_frame=shown.last_frame)
     check_given(request)
-    return request
+    return replace(job, request=request)
 
 
-def load_parts(args: argparse.Namespace, info: CheckpointInfo) -> Pipeline:
+def load_parts(parts: ModelParts, info: CheckpointInfo) -> Pipeline:
     """Load the model that was asked for, with its attention backend.
 
     Args:
-        args: Which parts, and how.
+        parts: Which parts, and how.
         info: The transformer, as `identify_model` found it.
 
     Raises:
@@ -119,14 +91,14 @@ def load_parts(args: argparse.Namespace, info: CheckpointInfo) -> Pipeline:
     from ..attention import load_backend
     from ..pipeline import load_pipeline
 
-    attend = load_backend(args.attention_backend)
+    attend = load_backend(parts.attention_backend)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     pipeline = load_pipeline(
         info,
-        vae=args.vae,
-        text_encoder=args.text_encoder,
-        dtype=dtypes.get(args.dtype),
-        device=args.device,
-        loras=[parse_lora(each) for each in args.lora],
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        dtype=None if parts.dtype is None else dtypes[parts.dtype],
+        device=parts.device,
+        loras=parts.loras,
     )
     return replace(pipeline, attend=attend)

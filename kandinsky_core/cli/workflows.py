@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .options import reader
 
 DESCRIPTION = """\
 Map the Kandinsky 5 nodes of a ComfyUI workflow, the official pack's or ComfyUI's own, onto this
 pack's. Takes what ComfyUI saves and what it exports for the API, and writes the same format.
 """
+
+
+@dataclass(frozen=True)
+class ConvertWorkflow:
+    """A workflow to convert."""
+
+    source: Path
+    """File to read."""
+    target: Path
+    """File to write."""
+    nano: bool
+    """Whether the bundled model stands in place of the files."""
 
 
 def add_convert(commands: Any) -> None:
@@ -27,12 +41,12 @@ def add_convert(commands: Any) -> None:
         action="store_true",
         help="put the bundled nano model in place of the files, to run it without a download",
     )
-    convert.set_defaults(run=run)
+    convert.set_defaults(read=reader(ConvertWorkflow), run=run)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(asked: ConvertWorkflow) -> None:
     """Convert a file and print what happened to each node."""
     from ..workflows.convert import convert_file
 
-    report = convert_file(args.source, args.target, nano=args.nano)
-    sys.stdout.write(report.describe() + f"\n{args.target}\n")
+    report = convert_file(asked.source, asked.target, nano=asked.nano)
+    sys.stdout.write(report.describe() + f"\n{asked.target}\n")

@@ -16,8 +16,7 @@ import torch
 from kandinsky_core import errors
 from kandinsky_core.__main__ import main
 from kandinsky_core.checkpoint import describe_metadata, identify, save_checkpoint
-from kandinsky_core.cli.jobs import DECIDING, NOT_DECIDING, checksum
-from kandinsky_core.cli.parser import build_parser
+from kandinsky_core.cli.jobs import checksum
 from kandinsky_core.family.config import DiTConfig, NanoTextConfig, VideoVAEConfig
 from kandinsky_core.family.variants import VAES, VARIANTS
 from kandinsky_core.models import CrossDiT, ImageVAE, VideoVAE
@@ -287,12 +286,6 @@ def test_a_list_goes_on_where_it_stopped(
     # other settings are another job
     assert run_list("--cfg", 2, text="a circle") == 0
     assert len(list((tmp_path / "outputs").iterdir())) == 4
-
-
-def test_every_option_decides_a_job_or_is_known_not_to() -> None:
-    options = vars(build_parser().parse_args(["generate", "a"])).keys() - {"command", "run"}
-    assert options == {*DECIDING, *NOT_DECIDING}
-    assert not set(DECIDING) & set(NOT_DECIDING)
 
 
 def test_other_options_are_another_job(

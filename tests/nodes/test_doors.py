@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kandinsky_core import generate as making
@@ -120,6 +120,11 @@ def jobs(draw: st.DrawFn, door: str) -> TypedJob:
                 choices = NANO_SIZES
             values[name] = draw(st.sampled_from(choices))
     return TypedJob(checkpoint, **values)
+
+
+NOTHING: dict[str, Any] = dict.fromkeys(VALUES)
+ZERO_FRAMES = TypedJob("nano", **{**NOTHING, "frames": 0})
+P_OUT_OF_RANGE = TypedJob("Pro 5 s", **{**NOTHING, "attention": "nabla", "nabla_p": 1.5})
 
 
 class SampledError(Exception):
@@ -301,12 +306,14 @@ def test_every_door_gives_the_same_answer_or_the_same_sentence(doors, made_for):
     answered, refused = Counter(), Counter()
 
     @settings(
-        max_examples=60,
+        max_examples=100,
         derandomize=True,
         deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
+    @example(ZERO_FRAMES)
+    @example(P_OUT_OF_RANGE)
     @given(jobs(made_for))
     def ask(job: TypedJob) -> None:
         found = doors(job)
