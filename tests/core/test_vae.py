@@ -95,6 +95,30 @@ def test_pieces_equal_the_whole(config, monkeypatch):
     assert len(convolutions) > 20
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_norm_in_bf16_rounds_results_alone(in_pieces, monkeypatch):
+    """Statistics in bf16 would be off by 2^-9 of a mean that is ten standard deviations."""
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(16, 16, eps=1e-6).requires_grad_(False)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.bias, -0.5, 0.5)
+    norm.bfloat16()
+    identity = causal.CausalKit(nn, {"dtype": torch.bfloat16}).conv(16, 16, 1)
+    identity.requires_grad_(False)
+    nn.init.dirac_(identity.conv.weight)
+    nn.init.zeros_(identity.conv.bias)
+    noise = torch.randn(2, 16, 5, 24, 24)
+    # one mean for all frames of a group: the errors of several would cancel
+    mean = 8 + 4 * torch.rand(2, 16, 1, 1, 1)
+    x = causal.arrange((noise - noise.mean((-2, -1), keepdim=True) + mean).bfloat16())
+    if in_pieces:
+        monkeypatch.setattr(causal, "PIECE_ELEMENTS", 500)
+    weight, bias = norm.weight.double(), norm.bias.double()
+    exact = F.silu(F.group_norm(x.double(), norm.num_groups, weight, bias, norm.eps))
+    error = (identity(x, norm).double() - exact).norm() / exact.norm()
+    assert error < 2 * 2**-9  # two roundings, each by 2^-9: sqrt(2) of it
+
+
 def test_mode_is_the_default_and_a_generator_samples():
     vae, pixels = make(), torch.rand(1, 3, 1, 64, 64)
     mean, logvar = vae.moments(pixels)

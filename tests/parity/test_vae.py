@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from kandinsky_core.family.config import ImageVAEConfig, VideoVAEConfig
 from kandinsky_core.family.variants import VAES
@@ -49,9 +51,13 @@ def _no_grad():
         yield
 
 
-def video_pair(config: VideoVAEConfig = VIDEO):
-    torch.manual_seed(0)
+def video_pair(config: VideoVAEConfig = VIDEO, seed: int = 0):
+    torch.manual_seed(seed)
     reference = reference_video(config)
+    for module in reference.modules():
+        if isinstance(module, nn.GroupNorm):  # ones and zeros would hide a lost factor or bias
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
     vae = VideoVAE(config).eval()
     vae.load_state_dict(reference.state_dict())
     return vae, reference
@@ -150,41 +156,68 @@ def test_corner_of_four_tiles_is_blended_bilinearly():
     assert_close(vae.decode(latents, tiling=tiling)[..., 24:32, 24:32], expected)
 
 
-def relative_errors(vae, pixels, latents) -> list[float]:
-    """Encode and decode in bf16 against fp32."""
-    expected = vae.encode(pixels), vae.decode(latents)
-    vae.to(torch.bfloat16)
-    actual = vae.encode(pixels), vae.decode(latents)
-    return [float((a - e).norm() / e.norm()) for a, e in zip(actual, expected, strict=True)]
+def rms(errors: list[float]) -> float:
+    return math.sqrt(sum(error**2 for error in errors) / len(errors))
+
+
+def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.float() - exact).norm() / exact.norm())
+
+
+def bf16_tolerance(network: nn.Module) -> float:
+    """Twice the relative error that independent roundings in depth add up to, as their root.
+
+    A rounding to bf16 is off by 2^-9 (at most 2^-8). A layer has two: a convolution of its weights
+    and its result, a norm of its result and the SiLU's. Twice, since a norm takes means away and
+    leaves the errors.
+    """
+    layers = sum(not list(module.children()) for module in network.modules())
+    return 2 * 2**-9 * math.sqrt(2 * layers)
 
 
 def test_bf16_is_close_to_fp32():
-    torch.manual_seed(0)
-    pixels, latents = torch.rand(1, 3, 5, 32, 32) * 2 - 1, torch.randn(1, 16, 2, 4, 4)
-    encode_error, decode_error = relative_errors(VideoVAE(VAES["nano"]), pixels, latents)
-    assert encode_error < 2e-2
-    assert decode_error < 2e-2
+    encode_errors, decode_errors = [], []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        vae = VideoVAE(VAES["nano"])
+        pixels, latents = torch.rand(1, 3, 5, 32, 32) * 2 - 1, torch.randn(1, 16, 2, 4, 4)
+        encoded, decoded = vae.encode(pixels), vae.decode(latents)
+        vae.to(torch.bfloat16)
+        encode_errors.append(relative_error(vae.encode(pixels), encoded))
+        decode_errors.append(relative_error(vae.decode(latents), decoded))
+    assert rms(encode_errors) < bf16_tolerance(vae.encoder)
+    assert rms(decode_errors) < bf16_tolerance(vae.decoder)
 
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 def test_bf16_is_as_near_to_fp32_as_the_reference_in_bf16(monkeypatch, in_pieces):
-    """Forty random layers lose 3e-2 in bf16, in diffusers' hands and in ours alike.
+    """Random layers lose as much in diffusers' hands as in ours.
 
-    Differs: channels lie innermost on a CPU, which adds up in another order (3e-2 between the two).
+    Differs: channels lie innermost on a CPU, which adds up in another order. A single draw's errors
+    then differ by up to half either way, so many draws are compared; the limit of sqrt(2) is
+    what twice the reference's roundings would cost.
     """
     if in_pieces:
         monkeypatch.setattr(causal, "PIECE_ELEMENTS", 500)
-    vae, reference = video_pair()
-    latents = torch.randn(1, 4, 2, 6, 6).bfloat16()
-    pixels = torch.rand(1, 3, 5, 24, 24).bfloat16()
-    exact = vae.decode(latents.float()), vae.encode(pixels.float())
-    vae, reference = vae.bfloat16(), reference.bfloat16()
-    ours = vae.decode(latents), vae.encode(pixels)
-    theirs = reference.decode(latents).sample, reference.encode(pixels).latent_dist.mean
-    for wanted, found, other in zip(exact, ours, theirs, strict=True):
-        error, allowed = ((each.float() - wanted).norm() for each in (found, other))
-        assert error < 1.1 * allowed
-        assert error < 5e-2 * wanted.norm()
+    errors = {"encode": ([], []), "decode": ([], [])}
+    for seed in range(12):
+        vae, reference = video_pair(seed=seed)
+        latents = torch.randn(1, 4, 2, 6, 6).bfloat16()
+        pixels = torch.rand(1, 3, 5, 24, 24).bfloat16()
+        encoded, decoded = vae.encode(pixels.float()), vae.decode(latents.float())
+        vae, reference = vae.bfloat16(), reference.bfloat16()
+        ours = vae.encode(pixels), vae.decode(latents)
+        theirs = reference.encode(pixels).latent_dist.mean, reference.decode(latents).sample
+        for of_both, exact, *both in zip(
+            errors.values(), (encoded, decoded), ours, theirs, strict=True
+        ):
+            for of_one, found in zip(of_both, both, strict=True):
+                of_one.append(relative_error(found, exact))
+    for (of_ours, of_theirs), network in zip(
+        errors.values(), (vae.encoder, vae.decoder), strict=True
+    ):
+        assert rms(of_ours) < math.sqrt(2) * rms(of_theirs)
+        assert rms(of_ours) < bf16_tolerance(network)
 
 
 def test_original_image_names_are_those_that_diffusers_converts():
