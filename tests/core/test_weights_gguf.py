@@ -176,9 +176,17 @@ def test_a_packed_network_computes_what_the_unpacked_one_does(tmp_path, weights,
     packed, info = load_transformer(path)
     stored = sum(tensor.nbytes for tensor in packed.state_dict().values())
     assert 8 * stored / info.num_parameters == pytest.approx(info.packed_bits)
-    exact = velocity(load_transformer(path, dtype=torch.float32)[0], torch.float32)
+    unpacked = load_transformer(path, dtype=torch.float32)[0]
+    state = unpacked.state_dict()
+    # what is not packed is kept in bf16, off by at most 2^-8; nothing else may differ
+    kept = {n: v.float() for n, v in packed.state_dict().items() if v.dtype == torch.bfloat16}
+    assert 0 < len(kept) < len(state)
+    for name, value in kept.items():
+        torch.testing.assert_close(value, state[name], rtol=2**-8, atol=0)
+    unpacked.load_state_dict(kept, strict=False)
+    exact = velocity(unpacked, torch.float32)
     rounded = velocity(load_transformer(path, dtype=torch.bfloat16)[0], torch.bfloat16)
-    assert (velocity(packed, torch.float32) - exact).norm() < 2e-3 * exact.norm()  # vectors in bf16
+    assert (velocity(packed, torch.float32) - exact).norm() < 1e-5 * exact.norm()
     assert (velocity(packed, torch.bfloat16) - rounded).norm() < 1e-2 * rounded.norm()
 
 
