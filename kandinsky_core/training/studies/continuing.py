@@ -4,9 +4,9 @@
 
 Held-out scenes are rendered, some of their frames are given, and the model makes the others: one
 first frame, as in training, several, or the first and the last. A last frame is encoded here as a
-clip of its own, where `generate` encodes the group of frames that it stands for. The oracle judges
-the whole clip; smoothness is the largest change from one frame to the next, as a multiple of the
-rendered clip's. About 8 minutes on two cores.
+clip of its own, which comes to the latents of the equal frames that `generate` encodes, but for
+rounding. The oracle judges the whole clip; smoothness is the largest change from one frame to the
+next, as a multiple of the rendered clip's. About 8 minutes on two cores.
 """
 
 from __future__ import annotations
