@@ -72,6 +72,13 @@ def benchmark():
 
 
 @pytest.fixture
+def compiled_flex():
+    """Skips where torch cannot compile flex attention for the processor."""
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("torch compiles flex attention for processors with vector instructions alone")
+
+
+@pytest.fixture
 def foreign_workflow():
     """Read a workflow of other nodes by name, anew each time.
 

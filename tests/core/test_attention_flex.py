@@ -26,6 +26,7 @@ def random_case(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_flex")
 def test_new_maps_and_heads_do_not_recompile():
     torch._dynamo.reset()
     flex = load_backend("flex")
@@ -42,6 +43,7 @@ def test_new_maps_and_heads_do_not_recompile():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_flex")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("block", [16, 64])
