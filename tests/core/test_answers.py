@@ -30,6 +30,16 @@ def test_a_stopped_study_finds_each_answer_that_was_given(tmp_path):
     assert sorted(path.name for path in answers.folder.iterdir()) == ["k-0.jsonl", "k-1.jsonl"]
 
 
+def test_a_line_that_was_being_written_is_left_out_and_cut_off(tmp_path):
+    path = tmp_path / "k-0.jsonl"
+    path.write_text('{"set": "t2v", "index": 0}\n{"set": "t2v", "ind')
+    answers = Answers(tmp_path, "k")
+    assert list(answers.read()) == [("t2v", 0)]
+    with answers.go_on() as (_, add):
+        add("t2v", 1, {})
+    assert list(answers.read()) == [("t2v", 0), ("t2v", 1)]
+
+
 def test_checksum_changes_with_weights_and_settings(tmp_path):
     paths = {part: tmp_path / part for part in ("transformer", "vae")}
     for part, path in paths.items():

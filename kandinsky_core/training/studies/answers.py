@@ -48,12 +48,16 @@ class Answers:
     """Start of the files' names, from `checksum`."""
 
     def read(self) -> dict[Place, Row]:
-        """Read what all processes have answered; of two answers to a question the later one."""
+        """Read what all processes have answered; of two answers to a question the later one.
+
+        A last line without its end was being written when its process was stopped, and is left out.
+        """
         rows = {}
         for path in sorted(self.folder.glob(f"{self.key}-*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                rows[row["set"], row["index"]] = row
+            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+                if line:
+                    row = json.loads(line)
+                    rows[row["set"], row["index"]] = row
         return rows
 
     @contextmanager
@@ -73,7 +77,9 @@ class Answers:
         self.folder.mkdir(parents=True, exist_ok=True)
         done = self.read()
         group.barrier()  # nobody writes while another reads
-        with (self.folder / f"{self.key}-{group.rank}.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / f"{self.key}-{group.rank}.jsonl"
+        _cut_unfinished_line(path)
+        with path.open("a", encoding="utf-8") as file:
 
             def add(name: str, index: int, answer: Row) -> None:
                 row = {"set": name, "index": index, **answer}
@@ -81,3 +87,10 @@ class Answers:
                 file.flush()
 
             yield done, add
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    """Take away what stands behind the last end of a line."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
