@@ -181,7 +181,9 @@ def test_expressions_of_a_file_are_not_run(write, pattern):
     pair = torch.ones(1, 1), torch.ones(1, 1)
     stated = {"lora_adapter_metadata": json.dumps(config)}
     path = write({"a" * 34 + "!": pair}, "peft", metadata=stated)
-    with pytest.raises(CheckpointError, match="expected names of layers, found the expression"):
+    with pytest.raises(
+        CheckpointError, match=r"names of layers in .* found the expression .* write the layers"
+    ):
         read_lora(path)
 
 
@@ -213,8 +215,8 @@ def test_configuration_of_another_lora(tmp_path, matrices, write):
         "not JSON",
         '{"lora_alpha": "much"}',
         "[1]",
-        '{"lora_alpha": 8, "rank_pattern": {"(": 2}}',
-        '{"lora_alpha": 8, "alpha_pattern": {"(": 2}}',
+        '{"lora_alpha": 8, "rank_pattern": {"a": "much"}}',
+        '{"lora_alpha": 8, "alpha_pattern": [1]}',
     ],
 )
 def test_unreadable_configuration_is_one_sentence(tmp_path, matrices, write, text):

@@ -32,6 +32,10 @@ KOHYA_ALPHA = "ss_network_alpha"
 NOT_STATED = "not stated, taken as the rank"
 
 
+class _ExpressionError(ValueError):
+    """A pattern that is more than the name of a layer."""
+
+
 class Layers:
     """Numbers of single layers, by names as PEFT's `rank_pattern` and `alpha_pattern` have them.
 
@@ -53,15 +57,12 @@ class Layers:
         for place, (pattern, value) in enumerate(stated.items()):
             match = _LAYER_PATTERN.fullmatch(pattern)
             if match is None:
-                raise ValueError(
-                    f"expected names of layers, found the expression {pattern[:60]!r}, which is "
-                    "not run"
-                )
+                raise _ExpressionError(pattern)
             known = self._whole if pattern.startswith("^") else self._ends
             known.setdefault(match["name"].replace("\\.", "."), (place, float(value)))
 
     def get(self, module: str) -> float | None:
-        """Return the the number of a layer, None where there is none; the first of several as in
+        """Return the number of a layer, None where there is none; the first of several as in
         PEFT."""
         found = [self._whole[module]] if module in self._whole else []
         end = len(module)
@@ -186,6 +187,12 @@ def _parse(file: Path, source: str, text: str) -> AlphaRule:
             alpha_pattern=Layers(patterns[1]),
             rank_stabilized=bool(stated.get("use_rslora")),
         )
+    except _ExpressionError as error:
+        raise CheckpointError(
+            f"{file} cannot be scaled: expected names of layers in rank_pattern and alpha_pattern "
+            f"of {source}, found the expression {str(error)[:60]!r}, and expressions of a file are "
+            "not run; write the layers' names in its place."
+        ) from error
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
