@@ -98,7 +98,7 @@ def read_generate(args: argparse.Namespace) -> Generate:
 def run_generate(asked: Generate) -> None:
     """Make one video or image, or one for every prompt of a list.
 
-    Whatever can be refused is refused at the start.
+    Whatever can be refused without encoding a text is refused at the start.
     """
     from ..generate import prepare, settle
     from ..pipeline import identify_model

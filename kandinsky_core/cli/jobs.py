@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from ..errors import import_extra
@@ -182,8 +182,15 @@ def _deciding(part: Any) -> dict[str, Any]:
     for field in fields(part):
         value = getattr(part, field.name)
         if field.name not in NOT_DECIDING and value != field.default:
-            facts[field.name] = _deciding(value) if is_dataclass(value) else str(value)
+            facts[field.name] = _deciding(value) if is_dataclass(value) else _plain(value)
     return facts
+
+
+def _plain(value: Any) -> Any:
+    """Spell a value the same on every system, which paths are not."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value.as_posix() if isinstance(value, PurePath) else str(value)
 
 
 def _output_of(job: Job) -> Path:

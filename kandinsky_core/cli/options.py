@@ -292,9 +292,9 @@ def read_gib(option: str, gib: float | None) -> int | None:
     """Return the bytes of an option in GiB.
 
     Raises:
-        ValueError: It is not above 0.
+        ValueError: It is not above 0, or no number of bytes.
     """
-    if gib is not None and not gib > 0:
+    if gib is not None and not 0 < gib * GIB < math.inf:
         raise ValueError(f"{option} is {gib}: give GiB, more than 0")
     return None if gib is None else int(gib * GIB)
 

@@ -426,6 +426,8 @@ def test_words_that_the_model_never_learnt_are_named(
         (["--text-encoder", "text.png"], "not a safetensors file"),
         (["--device", "toaster"], "device 'toaster' cannot be used"),
         (["--vae-memory", "0"], "more than 0"),
+        (["--vae-memory", "inf"], "more than 0"),
+        (["--vae-memory", "1e300"], "more than 0"),
         (["--height", "33"], "height 33 must be a multiple of 16"),
         (["--frames", "4"], "must be 4k + 1"),
         (["--steps", "0"], "at least 1"),

@@ -103,6 +103,6 @@ def test_a_job_is_named_by_what_was_asked_for_alone():
     job = asked("generate", "a", "--seed", "3", "--lora", "b:0.5", "--magcache", "--cfg", "1").job
     assert jobs._deciding(job) == {
         "request": {"prompt": "a", "seed": "3", "guidance_scale": "1.0"},
-        "model": {"loras": str(((Path("b"), 0.5),))},
+        "model": {"loras": [["b", "0.5"]]},
         "caching": {"is_wanted": "True"},
     }
