@@ -90,8 +90,8 @@ def _run_here(
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(root)
-    # what this program itself uses of the working tree, the tests must find in the copy
-    for name in [name for name in sys.modules if name.split(".")[0] == "tooling"]:
+    # what this process has of the working tree, the tests must find in the copy
+    for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
         del sys.modules[name]
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != SCRIPTS]
     # before the editable install, which means the working tree; for what tests start, too
