@@ -108,11 +108,11 @@ def check_module(name: str) -> None:
 
 
 def test_a_command_that_is_not_there_is_noticed():
-    for words in (["generat"], ["generate", "x", "--stepz", "3"], ["lora", "shew", "x"]):
+    for words in (["make"], ["generate", "x", "--stepz", "3"], ["lora", "shew", "x"]):
         with pytest.raises(AssertionError):
             check_command_line(words)
     with pytest.raises(AssertionError):
-        check_module("kandinsky_core.trainning")
+        check_module("kandinsky_core.trained")
 
 
 @each_document
